@@ -1,0 +1,136 @@
+//! Error: every way the library can fail, and the `Result` alias.
+
+use std::path::{Path, PathBuf};
+
+/// What the library returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A failure, worded for the person who has to mend it: the thing, what was expected, what was found, the remedy.
+///
+/// Variants exist where a caller, an exit code or a test tells them apart.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An operating-system call on a file failed.
+    #[error("cannot {action} '{}': {source}", path.display())]
+    Io {
+        /// The verb: "open", "read", "write", "rename", ...
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// Something the user handed over (a file, a record, a number) cannot be used.
+    #[error("{place}: {problem}")]
+    Input {
+        /// File, or `file:line`, or `file:line:column`, or the name of the thing.
+        place: String,
+        /// What was expected, what was found, and the remedy.
+        problem: String,
+    },
+    /// The request itself makes no sense: unknown name, impossible combination (exit code 2).
+    #[error("{0}")]
+    Usage(String),
+    /// Two models, tokenizers or layouts that must agree do not.
+    #[error("{what}: {differences}")]
+    Mismatch {
+        /// The two things compared.
+        what: String,
+        /// The first differences, expected then got.
+        differences: String,
+    },
+    /// Training or scoring produced NaN or infinity; nothing of it is kept.
+    #[error("{what} is not finite ({place}); nothing was stored; lower the learning rate or check the data")]
+    NotFinite {
+        /// The quantity: "loss", "gradient of 'model.norm.weight'", ...
+        what: String,
+        /// Where: "step 12 of expert 'code'".
+        place: String,
+    },
+    /// No pool at this path (exit code 10).
+    #[error("no pool at '{}'; run 'mixpool init RECIPE.yaml' first, or name the pool with --pool", .0.display())]
+    NoPool(PathBuf),
+    /// Another process holds the claim (exit code 11).
+    #[error("{0}")]
+    Locked(String),
+    /// Something in the pool does not match its own manifest or checksum (exit code 12).
+    #[error("'{}' is damaged: {problem}", path.display())]
+    Damaged {
+        /// The damaged file.
+        path: PathBuf,
+        /// What does not match, and how to repair it.
+        problem: String,
+    },
+    /// A signal asked to stop; everything finished is stored and the same command goes on (exit code 130 or 75).
+    #[error("stopped by {signal}; finished work is stored, run the same command again to go on")]
+    Stopped {
+        /// "SIGINT", "SIGTERM" or "SIGUSR1".
+        signal: &'static str,
+    },
+    /// The tensor library refused an operation.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// Attaches a path and a verb to an operating-system error: `.map_err(Error::io("open", path))`.
+    pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Says that something handed over by the user cannot be used.
+    pub fn input(place: impl std::fmt::Display, problem: impl Into<String>) -> Self {
+        Self::Input { place: place.to_string(), problem: problem.into() }
+    }
+
+    /// Says that a stored file contradicts its manifest or checksum.
+    pub fn damaged(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+        Self::Damaged { path: path.as_ref().to_path_buf(), problem: problem.into() }
+    }
+
+    /// The process exit code that stands for this failure; documented and stable.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::NoPool(_) => 10,
+            Self::Locked(_) => 11,
+            Self::Damaged { .. } => 12,
+            Self::Stopped { signal: "SIGINT" } => 130,
+            Self::Stopped { .. } => 75,
+            _ => 1,
+        }
+    }
+}
+
+/// The known name closest to a mistyped one, for "did you mean" hints.
+///
+/// # Examples
+/// ```
+/// assert_eq!(mixpool::error::closest("wikii", ["code", "wiki"]), Some("wiki"));
+/// assert_eq!(mixpool::error::closest("zzz", ["code", "wiki"]), None);
+/// ```
+pub fn closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|candidate| (edit_distance(name, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein distance over characters.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}

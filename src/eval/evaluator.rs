@@ -1,0 +1,113 @@
+//! Evaluator: parameters and an eval set to a log-likelihood per document, the same bytes for any number of threads.
+
+use crate::error::{Error, Result};
+use crate::kernels::{Exec, rewrite};
+use crate::model::{Layout, ModelConfig, Sequences, Transformer};
+use crate::text::{TokenFile, Window, rolling_windows};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+/// Input ids that go through the model together, at least: short windows share a pass.
+const PACK: usize = 512;
+
+/// Held-out documents, cut into windows and packed for scoring.
+pub struct EvalSet {
+    packs: Vec<Vec<Window>>,
+    n_docs: usize,
+    n_tokens: u64,
+    n_bytes: u64,
+    longest: usize,
+}
+
+impl EvalSet {
+    /// Cuts every document into rolling windows of `length` predictions after `prefix` (see [`rolling_windows`]).
+    ///
+    /// Windows are packed in document order into passes of about 512 ids. The packing depends on the eval set alone, so
+    /// scores do not depend on how many passes run side by side.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is no token to predict.
+    pub fn new(name: &str, tokens: &TokenFile, prefix: u32, length: usize) -> Result<Self> {
+        let manifest = tokens.manifest();
+        if manifest.n_tokens == 0 {
+            return Err(Error::input(format!("eval set '{name}'"), "no token to score; every document is empty"));
+        }
+        let mut packs: Vec<Vec<Window>> = Vec::new();
+        let mut room = 0;
+        for document in 0..tokens.documents().len() {
+            for window in rolling_windows(document, &tokens.document(document), prefix, length) {
+                if packs.is_empty() || window.input.len() > room {
+                    packs.push(Vec::new());
+                    room = PACK.max(length);
+                }
+                room -= window.input.len();
+                packs.last_mut().into_iter().for_each(|pack| pack.push(window.clone()));
+            }
+        }
+        let longest = packs.iter().flatten().map(|window| window.input.len()).max().unwrap_or(0);
+        let n_docs = tokens.documents().len();
+        Ok(Self { packs, n_docs, n_tokens: manifest.n_tokens, n_bytes: manifest.n_bytes, longest })
+    }
+
+    /// Predicted tokens.
+    pub fn n_tokens(&self) -> u64 {
+        self.n_tokens
+    }
+
+    /// UTF-8 bytes.
+    pub fn n_bytes(&self) -> u64 {
+        self.n_bytes
+    }
+}
+
+/// One model whose parameters can be overwritten again and again.
+pub struct Evaluator {
+    flat: Tensor,
+    model: Transformer,
+}
+
+impl Evaluator {
+    /// A model with all parameters 0, for windows of at most `length` predictions.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when the layout does not fit the config.
+    pub fn new(config: &ModelConfig, layout: &Layout, length: usize) -> Result<Self> {
+        let flat = Tensor::zeros(layout.len(), candle_core::DType::F32, &Device::Cpu)?;
+        let model = Transformer::new(config, layout, &flat, length, Exec::Alone)?;
+        Ok(Self { flat, model })
+    }
+
+    /// Lets `write` overwrite the parameters, in the order of the layout.
+    pub fn set(&self, write: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
+        rewrite(&self.flat, write)
+    }
+
+    /// The negative log-likelihood of every document, in nats.
+    ///
+    /// Passes run side by side on the current rayon pool; sums are f64, token by token in document order.
+    pub fn nll(&self, set: &EvalSet) -> Result<Vec<f64>> {
+        debug_assert!(set.longest > 0);
+        let passes: Vec<Vec<f64>> = set.packs.par_iter().map(|pack| self.pass(pack)).collect::<Result<_>>()?;
+        let mut documents = vec![0.0; set.n_docs];
+        for (pack, nll) in set.packs.iter().zip(passes) {
+            let owners = pack.iter().flat_map(|window| std::iter::repeat_n(window.document, window.targets.len()));
+            owners.zip(nll).for_each(|(document, nll)| documents[document] += nll);
+        }
+        Ok(documents)
+    }
+
+    fn pass(&self, pack: &[Window]) -> Result<Vec<f64>> {
+        let tokens: Vec<u32> = pack.iter().flat_map(|window| &window.input).copied().collect();
+        let targets: Vec<u32> = pack.iter().flat_map(|window| &window.targets).copied().collect();
+        let lengths: Vec<usize> = pack.iter().map(|window| window.input.len()).collect();
+        let mut end = 0;
+        let rows: Vec<usize> = pack
+            .iter()
+            .flat_map(|window| {
+                end += window.input.len();
+                end - window.targets.len()..end
+            })
+            .collect();
+        self.model.nll(Sequences { tokens: &tokens, lengths: &lengths }, &rows, &targets)
+    }
+}

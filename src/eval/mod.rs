@@ -1,0 +1,10 @@
+//! Eval: summed log-likelihoods of held-out documents under a model.
+
+mod evaluator;
+mod score;
+
+pub use evaluator::{EvalSet, Evaluator};
+pub use score::Score;
+
+/// Version of the score protocol (windows, prefix, packing, summation); part of every score's key.
+pub const PROTOCOL: u32 = 1;

@@ -1,0 +1,57 @@
+//! Embedding: rows picked from a table, and the scatter that is its gradient.
+
+use super::{modify, tensor, values};
+use crate::error::{Error, Result};
+use candle_core::Tensor;
+
+/// The rows of `table` named by `ids`.
+///
+/// # Shapes
+/// `table: [vocabulary, d]`, `ids: [n]` → `[n, d]`.
+///
+/// # Errors
+/// [`Error::Mismatch`] when an id lies outside the table.
+pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+    let (vocabulary, width) = table.dims2()?;
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+        return Err(Error::Mismatch {
+            what: "token ids against the embedding".into(),
+            differences: format!("id {id}, but the vocabulary has {vocabulary} entries; use the pool's own tokenizer"),
+        });
+    }
+    let rows: Vec<usize> = ids.iter().map(|id| *id as usize).collect();
+    gather(table, &rows, width)
+}
+
+/// The rows of `x` with the given indices, in that order.
+///
+/// # Shapes
+/// `x: [n, d]`, `rows: [m]` → `[m, d]`.
+pub fn select_rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    let width = x.dim(1)?;
+    gather(x, rows, width)
+}
+
+fn gather(table: &Tensor, rows: &[usize], width: usize) -> Result<Tensor> {
+    let table = values(table)?;
+    let mut out = Vec::with_capacity(rows.len() * width);
+    for row in rows {
+        out.extend_from_slice(&table[row * width..][..width]);
+    }
+    tensor(out, rows.len(), width)
+}
+
+/// Adds row i of `dx` to row `ids[i]` of `dtable`, in the order of the rows.
+///
+/// # Shapes
+/// `ids: [n]`, `dx: [n, d]`, `dtable: [vocabulary, d]`.
+pub fn embedding_backward(ids: &[u32], dx: &Tensor, dtable: &Tensor) -> Result<()> {
+    let width = dx.dim(1)?;
+    let dx = values(dx)?;
+    modify(dtable, |dtable| {
+        for (id, dx) in ids.iter().zip(dx.chunks_exact(width)) {
+            let row = &mut dtable[*id as usize * width..][..width];
+            row.iter_mut().zip(dx).for_each(|(sum, d)| *sum += d);
+        }
+    })
+}

@@ -1,0 +1,159 @@
+//! Kernels: the operators of a transformer on tensors, each with its hand-written gradient.
+//!
+//! Every operator takes and returns contiguous `f32` tensors; rows are tokens. Gradients are accumulated in place
+//! into views of one flat gradient tensor, so nothing is zero-filled, copied or added twice. Results do not depend on
+//! the number of threads: work is cut into blocks of fixed size and partial sums are added in block order.
+//!
+//! candle's automatic differentiation is not used (several of its layers drop gradients silently and each edge of its
+//! graph costs an extra zero-fill and addition); it is the twin that the tests compare these gradients with.
+
+mod adamw;
+mod attention;
+mod cross_entropy;
+mod embedding;
+mod linear;
+mod matmul;
+mod rms_norm;
+mod rope;
+mod simd;
+mod swiglu;
+mod weighted_sum;
+
+pub use adamw::{AdamW, adamw_step, sum_of_squares};
+pub use attention::{Heads, attention, attention_backward};
+pub use cross_entropy::{cross_entropy, cross_entropy_backward};
+pub use embedding::{embedding, embedding_backward, select_rows};
+pub use linear::{linear, linear_backward};
+pub use rms_norm::{rms_norm, rms_norm_backward};
+pub use rope::{RopeTable, rope};
+pub use swiglu::{swiglu, swiglu_backward};
+pub use weighted_sum::{Floats, weighted_sum};
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, StorageRef, Tensor};
+use rayon::prelude::*;
+use std::cell::Cell;
+use std::ops::{Deref, Range};
+
+use crate::error::{Error, Result};
+
+/// How an operator may use the machine. The numbers it computes are the same either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exec {
+    /// Split the work over the current rayon pool: one large batch at a time, as in training.
+    Split,
+    /// Stay on the calling thread: many small batches side by side, as in scoring.
+    Alone,
+}
+
+/// Rows handled by one task; fixed, so that sums over rows are the same for any number of threads.
+const ROW_BLOCK: usize = 64;
+
+/// A borrowed view of a tensor's values.
+pub(crate) struct Values<'a> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
+            _ => &[], // excluded by `values`
+        }
+    }
+}
+
+/// Borrows the values of a contiguous `f32` tensor on the CPU.
+pub(crate) fn values(tensor: &Tensor) -> Result<Values<'_>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let range = contiguous(layout)?;
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(_)) => Ok(Values { storage, range }),
+        _ => Err(unsupported("an f32 tensor on the CPU")),
+    }
+}
+
+/// Lets `change` rewrite the values of a contiguous `f32` tensor in place, views of a larger one included.
+pub(crate) fn modify(tensor: &Tensor, change: impl FnOnce(&mut [f32])) -> Result<()> {
+    struct Modify<F>(Cell<Option<F>>);
+    impl<F: FnOnce(&mut [f32])> InplaceOp1 for Modify<F> {
+        fn name(&self) -> &'static str {
+            "modify"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+            let range = contiguous(layout).map_err(candle_core::Error::wrap)?;
+            match (storage, self.0.take()) {
+                (CpuStorage::F32(values), Some(change)) => change(&mut values[range]),
+                _ => candle_core::bail!("expected an f32 tensor"),
+            }
+            Ok(())
+        }
+    }
+    Ok(tensor.inplace_op1(&Modify(Cell::new(Some(change))))?)
+}
+
+fn contiguous(layout: &Layout) -> Result<Range<usize>> {
+    layout.contiguous_offsets().map(|(start, end)| start..end).ok_or_else(|| unsupported("a contiguous tensor"))
+}
+
+fn unsupported(expected: &str) -> Error {
+    Error::Tensor(candle_core::Error::Msg(format!("kernel expected {expected}")))
+}
+
+/// A new CPU tensor that takes over `values`.
+pub(crate) fn tensor(values: Vec<f32>, rows: usize, columns: usize) -> Result<Tensor> {
+    Ok(Tensor::from_vec(values, (rows, columns), &candle_core::Device::Cpu)?)
+}
+
+/// Adds `source` to `target` in place; both of one shape.
+pub fn add_assign(exec: Exec, target: &Tensor, source: &Tensor) -> Result<()> {
+    let source = values(source)?;
+    modify(target, |target| {
+        for_blocks(exec, target, 1 << 14, |block, target| {
+            let source = &source[block << 14..];
+            simd::vectorised(|| target.iter_mut().zip(source).for_each(|(t, s)| *t += s));
+        });
+    })
+}
+
+/// Calls `each(block index, block)` for consecutive blocks of `length` values.
+pub(crate) fn for_blocks(exec: Exec, out: &mut [f32], length: usize, each: impl Fn(usize, &mut [f32]) + Sync) {
+    match exec {
+        Exec::Split => out.par_chunks_mut(length).enumerate().for_each(|(i, block)| each(i, block)),
+        Exec::Alone => out.chunks_mut(length).enumerate().for_each(|(i, block)| each(i, block)),
+    }
+}
+
+/// Calls `each(index, item)` for every item, in parallel if `exec` allows.
+pub(crate) fn for_each<T: Send>(exec: Exec, items: Vec<T>, each: impl Fn(usize, T) + Sync) {
+    match exec {
+        Exec::Split => items.into_par_iter().enumerate().for_each(|(i, item)| each(i, item)),
+        Exec::Alone => items.into_iter().enumerate().for_each(|(i, item)| each(i, item)),
+    }
+}
+
+/// Cuts `all` into consecutive parts of the given lengths.
+pub(crate) fn split_mut<'a>(mut all: &'a mut [f32], lengths: impl Iterator<Item = usize>) -> Vec<&'a mut [f32]> {
+    lengths
+        .map(|length| {
+            let (part, rest) = std::mem::take(&mut all).split_at_mut(length);
+            all = rest;
+            part
+        })
+        .collect()
+}
+
+/// Sets every value to 0.
+pub fn fill_zero(target: &Tensor) -> Result<()> {
+    modify(target, |values| values.fill(0.0))
+}
+
+/// Lets `write` rewrite a flat tensor on the CPU in place: how a merge reaches the model that reads it.
+pub fn rewrite(target: &Tensor, write: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
+    let mut inner = Ok(());
+    modify(target, |values| inner = write(values))?;
+    inner
+}

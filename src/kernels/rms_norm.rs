@@ -1,0 +1,94 @@
+//! RMS norm: rows divided by their root mean square, and the gradient.
+
+use super::{Exec, ROW_BLOCK, for_blocks, modify, simd, tensor, values};
+use crate::error::Result;
+use candle_core::Tensor;
+
+/// `x / sqrt(mean(x²) + eps) · weight`, row by row (Zhang and Sennrich 2019, arXiv 1910.07467).
+///
+/// # Shapes
+/// `x: [n, d]`, `weight: [d]` → `[n, d]`.
+pub fn rms_norm(exec: Exec, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let (n, width) = x.dims2()?;
+    let (x, weight) = (values(x)?, values(weight)?);
+    let mut y = vec![0f32; n * width];
+    for_blocks(exec, &mut y, ROW_BLOCK * width, |block, y| {
+        let x = &x[block * ROW_BLOCK * width..];
+        simd::vectorised(|| {
+            for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+                let scale = inverse_rms(x, eps);
+                for ((y, x), w) in y.iter_mut().zip(x).zip(weight.iter()) {
+                    *y = w * (x * scale);
+                }
+            }
+        });
+    });
+    tensor(y, n, width)
+}
+
+/// Adds the gradients to `dx` (a new tensor when `None`) and `dweight`; returns `dx`.
+///
+/// With r = 1 / rms(x): dx = r w dy − x r³ / d Σ(w dy x), dweight = Σ over rows of dy x r.
+///
+/// # Shapes
+/// `x, dy, dx: [n, d]`, `weight, dweight: [d]`.
+pub fn rms_norm_backward(
+    exec: Exec,
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    dy: &Tensor,
+    dx: Option<Tensor>,
+    dweight: &Tensor,
+) -> Result<Tensor> {
+    let (n, width) = x.dims2()?;
+    let (x, weight, dy) = (values(x)?, values(weight)?, values(dy)?);
+    let dx = dx.map_or_else(|| tensor(vec![0f32; n * width], n, width), Ok)?;
+    modify(&dx, |dx| {
+        for_blocks(exec, dx, ROW_BLOCK * width, |block, dx| {
+            let start = block * ROW_BLOCK * width;
+            simd::vectorised(|| rows_backward(&x[start..], &weight, eps, &dy[start..], dx));
+        });
+    })?;
+    let blocks = n.div_ceil(ROW_BLOCK);
+    let mut partial = vec![0f32; blocks * width];
+    for_blocks(exec, &mut partial, width, |block, partial| {
+        let start = block * ROW_BLOCK * width;
+        let end = (start + ROW_BLOCK * width).min(n * width);
+        simd::vectorised(|| weight_backward(&x[start..end], eps, &dy[start..end], partial));
+    });
+    modify(dweight, |dweight| {
+        for partial in partial.chunks_exact(width) {
+            dweight.iter_mut().zip(partial).for_each(|(sum, d)| *sum += d);
+        }
+    })?;
+    Ok(dx)
+}
+
+#[inline(always)]
+fn rows_backward(x: &[f32], weight: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
+    let width = weight.len();
+    let mut weighted = vec![0f32; width];
+    for ((x, dy), dx) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
+        weighted.iter_mut().zip(dy).zip(weight).for_each(|((g, dy), w)| *g = dy * w);
+        let scale = inverse_rms(x, eps);
+        let pull = simd::dot(&weighted, x) * scale * scale * scale / width as f32;
+        for ((dx, x), g) in dx.iter_mut().zip(x).zip(&weighted) {
+            *dx += scale * g - pull * x;
+        }
+    }
+}
+
+#[inline(always)]
+fn weight_backward(x: &[f32], eps: f32, dy: &[f32], dweight: &mut [f32]) {
+    let width = dweight.len();
+    for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
+        let scale = inverse_rms(x, eps);
+        dweight.iter_mut().zip(x).zip(dy).for_each(|((sum, x), dy)| *sum += dy * (x * scale));
+    }
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (simd::dot(x, x) / x.len() as f32 + eps).sqrt()
+}

@@ -1,0 +1,66 @@
+//! RoPE: rotary position embedding in the half-split form of Hugging Face weights.
+
+use super::{Exec, modify, simd, split_mut};
+use crate::error::Result;
+use candle_core::Tensor;
+
+/// Cosines and sines for every position and frequency.
+#[derive(Debug, Clone)]
+pub struct RopeTable {
+    half: usize,
+    cos: Vec<f32>, // [positions, head_dim / 2]
+    sin: Vec<f32>,
+}
+
+impl RopeTable {
+    /// Angles `position · theta^(−2i / head_dim)` for positions below `positions` (Su et al. 2021, arXiv 2104.09864).
+    pub fn new(positions: usize, head_dim: usize, theta: f64) -> Self {
+        let half = head_dim / 2;
+        let angles = (0..positions).flat_map(|position| {
+            (0..half).map(move |i| position as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64))
+        });
+        let (sin, cos) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
+        Self { half, cos, sin }
+    }
+
+    /// How many positions the table covers.
+    pub fn positions(&self) -> usize {
+        if self.half == 0 { usize::MAX } else { self.cos.len() / self.half }
+    }
+}
+
+/// Rotates every head of every row in place by its position; `inverse` turns back, which is the gradient.
+///
+/// Element i and i + d/2 of a head form a pair. Positions count from 0 in each sequence.
+///
+/// # Shapes
+/// `x: [n, heads · head_dim]`; `lengths` are the sequence lengths, their sum is n.
+pub fn rope(exec: Exec, x: &Tensor, table: &RopeTable, lengths: &[usize], inverse: bool) -> Result<()> {
+    let width = x.dim(1)?;
+    let sign = if inverse { -1.0 } else { 1.0 };
+    modify(x, |x| {
+        let sequences = split_mut(x, lengths.iter().map(|length| length * width));
+        super::for_each(exec, sequences, |_, rows| {
+            simd::vectorised(|| {
+                for (position, row) in rows.chunks_exact_mut(width).enumerate() {
+                    rotate(row, table, position, sign);
+                }
+            });
+        });
+    })
+}
+
+#[inline(always)]
+fn rotate(row: &mut [f32], table: &RopeTable, position: usize, sign: f32) {
+    let half = table.half;
+    let cos = &table.cos[position * half..][..half];
+    let sin = &table.sin[position * half..][..half];
+    for head in row.chunks_exact_mut(2 * half) {
+        let (first, second) = head.split_at_mut(half);
+        for i in 0..half {
+            let (a, b, s) = (first[i], second[i], sign * sin[i]);
+            first[i] = a * cos[i] - b * s;
+            second[i] = b * cos[i] + a * s;
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! SwiGLU: silu(gate) · up, element by element, and its gradient.
+
+use super::{Exec, for_blocks, modify, simd, tensor, values};
+use crate::error::Result;
+use candle_core::Tensor;
+
+const BLOCK: usize = 1 << 13;
+
+/// `silu(gate) · up` with silu(x) = x / (1 + e⁻ˣ) (Shazeer 2020, arXiv 2002.05202).
+///
+/// # Shapes
+/// `gate, up: [n, f]` → `[n, f]`.
+pub fn swiglu(exec: Exec, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let (n, width) = gate.dims2()?;
+    let (gate, up) = (values(gate)?, values(up)?);
+    let mut out = vec![0f32; n * width];
+    for_blocks(exec, &mut out, BLOCK, |block, out| {
+        let (gate, up) = (&gate[block * BLOCK..], &up[block * BLOCK..]);
+        simd::vectorised(|| {
+            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                *out = gate * simd::sigmoid(*gate) * up;
+            }
+        });
+    });
+    tensor(out, n, width)
+}
+
+/// The gradients `(dgate, dup)` for the gradient `dout` of the result.
+///
+/// # Shapes
+/// All `[n, f]`.
+pub fn swiglu_backward(exec: Exec, gate: &Tensor, up: &Tensor, dout: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (n, width) = gate.dims2()?;
+    let (gate, up, dout) = (values(gate)?, values(up)?, values(dout)?);
+    let mut dgate = vec![0f32; n * width];
+    for_blocks(exec, &mut dgate, BLOCK, |block, dgate| {
+        let (gate, up, dout) = (&gate[block * BLOCK..], &up[block * BLOCK..], &dout[block * BLOCK..]);
+        simd::vectorised(|| {
+            for (((dgate, gate), up), dout) in dgate.iter_mut().zip(gate).zip(up).zip(dout) {
+                let s = simd::sigmoid(*gate);
+                *dgate = dout * up * s * (gate * (1.0 - s) + 1.0);
+            }
+        });
+    });
+    let dup = tensor(vec![0f32; n * width], n, width)?;
+    modify(&dup, |dup| {
+        for_blocks(exec, dup, BLOCK, |block, dup| {
+            let (gate, dout) = (&gate[block * BLOCK..], &dout[block * BLOCK..]);
+            simd::vectorised(|| {
+                for ((dup, gate), dout) in dup.iter_mut().zip(gate).zip(dout) {
+                    *dup = dout * gate * simd::sigmoid(*gate);
+                }
+            });
+        });
+    })?;
+    Ok((tensor(dgate, n, width)?, dup))
+}

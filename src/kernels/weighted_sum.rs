@@ -1,0 +1,121 @@
+//! Weighted sum: Σ wᵢ xᵢ of mapped tensors of any float type, in one pass.
+
+use super::simd;
+use rayon::prelude::*;
+
+/// Elements handled by one task: 64 KiB of result.
+const TILE: usize = 1 << 14;
+
+/// Little-endian floats as they lie in a file, at any alignment.
+#[derive(Debug, Clone, Copy)]
+pub enum Floats<'a> {
+    /// IEEE single precision.
+    F32(&'a [u8]),
+    /// The upper half of IEEE single precision.
+    BF16(&'a [u8]),
+    /// IEEE half precision.
+    F16(&'a [u8]),
+}
+
+impl<'a> Floats<'a> {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(bytes) => bytes.len() / 4,
+            Self::BF16(bytes) | Self::F16(bytes) => bytes.len() / 2,
+        }
+    }
+
+    /// Whether there is no value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn slice(&self, start: usize, length: usize) -> Self {
+        match self {
+            Self::F32(bytes) => Self::F32(&bytes[start * 4..(start + length) * 4]),
+            Self::BF16(bytes) => Self::BF16(&bytes[start * 2..(start + length) * 2]),
+            Self::F16(bytes) => Self::F16(&bytes[start * 2..(start + length) * 2]),
+        }
+    }
+}
+
+/// Writes Σ `weight · values` over `out`.
+///
+/// Sums are carried in f64 in the order of `members` and rounded to f32 once, so the result is within half a unit in
+/// the last place of exact arithmetic (to f64's own error), a single member of weight 1 is copied bit for bit, and equal
+/// members come out unchanged.
+///
+/// # Panics
+/// When a member has another length than `out`.
+pub fn weighted_sum(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
+    assert!(members.iter().all(|(_, values)| values.len() == out.len()), "members must match the result in length");
+    out.par_chunks_mut(TILE).enumerate().for_each(|(tile, out)| {
+        let mut sums = [0f64; 256];
+        for (block, out) in out.chunks_mut(sums.len()).enumerate() {
+            let start = tile * TILE + block * sums.len();
+            let sums = &mut sums[..out.len()];
+            sums.fill(0.0);
+            simd::vectorised(|| {
+                for (weight, values) in members {
+                    accumulate(sums, *weight, values.slice(start, out.len()));
+                }
+                out.iter_mut().zip(sums.iter()).for_each(|(out, sum)| *out = *sum as f32);
+            });
+        }
+    });
+}
+
+#[inline(always)]
+fn accumulate(sums: &mut [f64], weight: f64, values: Floats<'_>) {
+    match values {
+        Floats::F32(bytes) => {
+            let (values, _) = bytes.as_chunks::<4>();
+            sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += weight * f64::from(f32::from_le_bytes(*v)));
+        }
+        Floats::BF16(bytes) => {
+            let (values, _) = bytes.as_chunks::<2>();
+            sums.iter_mut().zip(values).for_each(|(sum, v)| {
+                *sum += weight * f64::from(f32::from_bits(u32::from(u16::from_le_bytes(*v)) << 16));
+            });
+        }
+        Floats::F16(bytes) => {
+            let (values, _) = bytes.as_chunks::<2>();
+            sums.iter_mut().zip(values).for_each(|(sum, v)| {
+                *sum += weight * f64::from(half(u16::from_le_bytes(*v)));
+            });
+        }
+    }
+}
+
+/// Half precision to single precision, exact, without a branch: the exponent is rebased by a multiplication, which
+/// also normalises subnormal numbers; infinities and NaN are put back.
+#[inline(always)]
+fn half(bits: u16) -> f32 {
+    let bits = u32::from(bits);
+    let magnitude = (bits & 0x7fff) << 13;
+    let scaled = f32::from_bits(magnitude) * f32::from_bits(0x7780_0000); // 2^112
+    let value = if magnitude >= 0x0f80_0000 { f32::from_bits(magnitude | 0x7f80_0000) } else { scaled };
+    f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_precision_number_is_converted_exactly() {
+        for bits in 0..=u16::MAX {
+            let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
+            let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
+            let expected = match exponent {
+                0 => sign * fraction * 2f64.powi(-24),
+                31 if fraction == 0.0 => sign * f64::INFINITY,
+                31 => f64::NAN,
+                _ => sign * (1024.0 + fraction) * 2f64.powi(exponent - 25),
+            };
+            let got = f64::from(half(bits));
+            assert!(got.to_bits() == expected.to_bits() || (got.is_nan() && expected.is_nan()), "{bits:#06x}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Model config: the shape of a Llama-family model, as Hugging Face's `config.json` describes it, with named presets.
+
+use crate::error::{Error, Result, closest};
+use crate::kernels::Heads;
+use serde::{Deserialize, Serialize};
+
+/// Names accepted by [`ModelConfig::preset`], smallest first.
+pub const PRESETS: [&str; 5] = ["pico", "nano", "micro", "small", "smol-135m"];
+
+/// The shape of a Llama model. Field names are those of Hugging Face's `config.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the gated feed-forward layer.
+    pub intermediate_size: usize,
+    /// Transformer blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads (grouped-query attention when fewer than query heads).
+    pub num_key_value_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Epsilon inside the root of RMS norm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Longest sequence the model is meant for.
+    pub max_position_embeddings: usize,
+    /// Whether the output matrix is the embedding.
+    pub tie_word_embeddings: bool,
+}
+
+impl ModelConfig {
+    /// A named shape.
+    ///
+    /// | name | parameters | hidden | layers | heads / KV | feed-forward | vocabulary |
+    /// |---|---|---|---|---|---|---|
+    /// | `pico` | 33 k | 32 | 2 | 4 / 2 | 48 | 512 |
+    /// | `nano` | 1.3 M | 128 | 4 | 4 / 2 | 344 | 4096 |
+    /// | `micro` | 6.4 M | 256 | 6 | 8 / 4 | 688 | 8192 |
+    /// | `small` | 29 M | 512 | 8 | 8 / 4 | 1376 | 16384 |
+    /// | `smol-135m` | 135 M | 576 | 30 | 9 / 3 | 1536 | 49152 |
+    ///
+    /// All are tied. The vocabulary follows the tokenizer of the pool.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for another name, with the closest known one.
+    ///
+    /// # Examples
+    /// ```
+    /// let micro = mixpool::model::ModelConfig::preset("micro")?;
+    /// assert_eq!((micro.hidden_size, micro.num_hidden_layers), (256, 6));
+    /// # Ok::<(), mixpool::Error>(())
+    /// ```
+    pub fn preset(name: &str) -> Result<Self> {
+        let (hidden, layers, heads, keys, ffn, vocabulary, positions) = match name {
+            "pico" => (32, 2, 4, 2, 48, 512, 256),
+            "nano" => (128, 4, 4, 2, 344, 4096, 1024),
+            "micro" => (256, 6, 8, 4, 688, 8192, 2048),
+            "small" => (512, 8, 8, 4, 1376, 16384, 2048),
+            "smol-135m" => (576, 30, 9, 3, 1536, 49152, 2048),
+            _ => {
+                let hint = closest(name, PRESETS).map(|c| format!("; did you mean '{c}'?")).unwrap_or_default();
+                return Err(Error::Usage(format!(
+                    "unknown model preset '{name}' (known: {}){hint}",
+                    PRESETS.join(", ")
+                )));
+            }
+        };
+        Ok(Self {
+            vocab_size: vocabulary,
+            hidden_size: hidden,
+            intermediate_size: ffn,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: keys,
+            head_dim: hidden / heads,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            max_position_embeddings: positions,
+            tie_word_embeddings: true,
+        })
+    }
+
+    /// The layout of the attention heads.
+    pub fn heads(&self) -> Heads {
+        Heads { queries: self.num_attention_heads, keys: self.num_key_value_heads, dim: self.head_dim }
+    }
+
+    /// Checks that the numbers describe a model that can be built.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming `place` and the first field that makes no sense.
+    pub fn check(&self, place: &str) -> Result<()> {
+        let positive = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        if let Some((field, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::input(place, format!("'{field}' must be at least 1, got 0")));
+        }
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            return Err(Error::input(
+                place,
+                format!(
+                    "'num_attention_heads' ({}) must be a multiple of 'num_key_value_heads' ({})",
+                    self.num_attention_heads, self.num_key_value_heads
+                ),
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(Error::input(
+                place,
+                format!("'head_dim' must be even for rotary positions, got {}", self.head_dim),
+            ));
+        }
+        if !(self.rms_norm_eps > 0.0 && self.rope_theta > 0.0) {
+            return Err(Error::input(place, "'rms_norm_eps' and 'rope_theta' must be positive"));
+        }
+        Ok(())
+    }
+
+    /// Floating-point operations of one forward pass per token, matrix products only (2 per multiply-add).
+    pub fn forward_flops_per_token(&self, context: usize) -> f64 {
+        let heads = self.num_attention_heads * self.head_dim;
+        let keys = self.num_key_value_heads * self.head_dim;
+        let block = self.hidden_size * (2 * heads + 2 * keys + 3 * self.intermediate_size) + heads * context;
+        2.0 * (self.num_hidden_layers * block + self.vocab_size * self.hidden_size) as f64
+    }
+}

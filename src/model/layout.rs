@@ -1,0 +1,160 @@
+//! Layout: the order, shape and place of every parameter in one flat vector.
+
+use super::ModelConfig;
+use crate::error::{Error, Result};
+use crate::rng::Stream;
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// One named tensor inside the flat vector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameter {
+    /// Hugging Face name, e.g. `model.layers.0.mlp.up_proj.weight`.
+    pub name: String,
+    /// Shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Index of the first value in the flat vector.
+    pub offset: usize,
+}
+
+impl Parameter {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether the tensor holds no value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where the values lie in the flat vector.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.len()
+    }
+
+    /// Matrices decay, vectors (norm weights) do not.
+    pub fn decays(&self) -> bool {
+        self.shape.len() >= 2
+    }
+}
+
+/// The parameters of a model as one vector, sorted by name.
+///
+/// The seed model, every expert, every gradient and every merge share one layout, so a merge is a sum of vectors, a
+/// task vector a difference and a first-order estimate a dot product.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    parameters: Vec<Parameter>,
+}
+
+impl Layout {
+    /// Lays out tensors of the given names and shapes, sorted by name, without gaps.
+    pub fn from_shapes(shapes: BTreeMap<String, Vec<usize>>) -> Self {
+        let mut offset = 0;
+        let place = |(name, shape): (String, Vec<usize>)| {
+            let parameter = Parameter { name, shape, offset };
+            offset += parameter.len();
+            parameter
+        };
+        Self { parameters: shapes.into_iter().map(place).collect() }
+    }
+
+    /// The tensors of a Llama model, under the names `transformers` uses.
+    pub fn of(config: &ModelConfig) -> Self {
+        let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        let mut shapes = BTreeMap::from([
+            ("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, hidden]),
+            ("model.norm.weight".to_owned(), vec![hidden]),
+        ]);
+        if !config.tie_word_embeddings {
+            shapes.insert("lm_head.weight".to_owned(), vec![config.vocab_size, hidden]);
+        }
+        for layer in 0..config.num_hidden_layers {
+            for (part, shape) in [
+                ("input_layernorm", vec![hidden]),
+                ("self_attn.q_proj", vec![queries, hidden]),
+                ("self_attn.k_proj", vec![keys, hidden]),
+                ("self_attn.v_proj", vec![keys, hidden]),
+                ("self_attn.o_proj", vec![hidden, queries]),
+                ("post_attention_layernorm", vec![hidden]),
+                ("mlp.gate_proj", vec![ffn, hidden]),
+                ("mlp.up_proj", vec![ffn, hidden]),
+                ("mlp.down_proj", vec![hidden, ffn]),
+            ] {
+                shapes.insert(format!("model.layers.{layer}.{part}.weight"), shape);
+            }
+        }
+        Self::from_shapes(shapes)
+    }
+
+    /// The tensors in the order of the vector.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// Length of the vector.
+    pub fn len(&self) -> usize {
+        self.parameters.last().map_or(0, |last| last.range().end)
+    }
+
+    /// Whether there is no parameter.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The tensor that holds the value at `index` of the vector.
+    pub fn owner(&self, index: usize) -> Option<&Parameter> {
+        self.parameters.iter().find(|parameter| parameter.range().contains(&index))
+    }
+
+    /// A view of one tensor inside a flat one: same storage, nothing copied.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when there is no tensor of that name.
+    pub fn view(&self, flat: &Tensor, name: &str) -> Result<Tensor> {
+        let parameter = self.parameters.iter().find(|p| p.name == name).ok_or_else(|| Error::Mismatch {
+            what: "model parameters".into(),
+            differences: format!("tensor '{name}' is missing"),
+        })?;
+        Ok(flat.narrow(0, parameter.offset, parameter.len())?.reshape(parameter.shape.as_slice())?)
+    }
+
+    /// Fresh parameters: norms 1, matrices normal with deviation 0.02, those that write into the residual stream
+    /// (`o_proj`, `down_proj`) divided by √(2 · layers).
+    ///
+    /// Each tensor draws from its own stream, so adding a layer does not reshuffle the others.
+    pub fn initial_values(&self, config: &ModelConfig, seed: u64) -> Vec<f32> {
+        let mut values = Vec::with_capacity(self.len());
+        for parameter in &self.parameters {
+            if !parameter.decays() {
+                values.extend(std::iter::repeat_n(1.0, parameter.len()));
+                continue;
+            }
+            let residual = parameter.name.ends_with("o_proj.weight") || parameter.name.ends_with("down_proj.weight");
+            let depth = if residual { (2.0 * config.num_hidden_layers as f64).sqrt() } else { 1.0 };
+            let mut stream = Stream::new(seed, &format!("init {}", parameter.name));
+            values.extend((0..parameter.len()).map(|_| (stream.normal() * 0.02 / depth) as f32));
+        }
+        values
+    }
+
+    /// The differences between this layout (expected) and another, worded for a person; empty when they agree.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let index = |layout: &Self| -> BTreeMap<String, Vec<usize>> {
+            layout.parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect()
+        };
+        let (expected, got) = (index(self), index(other));
+        let missing_or_different = expected.iter().filter_map(|(name, shape)| match got.get(name) {
+            None => Some(format!("tensor '{name}' is missing")),
+            Some(found) if found != shape => Some(format!("tensor '{name}' is {found:?}, expected {shape:?}")),
+            Some(_) => None,
+        });
+        let unexpected = got.keys().filter(|name| !expected.contains_key(*name));
+        missing_or_different.chain(unexpected.map(|name| format!("tensor '{name}' is not expected"))).collect()
+    }
+}

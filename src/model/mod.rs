@@ -1,0 +1,11 @@
+//! Model: the shape of a language model, its parameters as one vector, and the transformer that reads them.
+
+mod checkpoint;
+mod config;
+mod layout;
+mod transformer;
+
+pub use checkpoint::{Checkpoint, read_config, write_checkpoint};
+pub use config::{ModelConfig, PRESETS};
+pub use layout::{Layout, Parameter};
+pub use transformer::{Sequences, Transformer, Weights};

@@ -1,0 +1,189 @@
+//! Binding: the names of a pool, each a small file that points to immutable tokens.
+
+use super::{Pool, unknown_eval};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::mixture::{check_name, unknown};
+use crate::progress::Observer;
+use crate::text::ReadOptions;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+/// `partitions/<name>.json`: a named slice of training text, cut into units.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partition {
+    /// Its name.
+    pub name: String,
+    /// Hash of its token file.
+    pub tokens: String,
+    /// First document of each unit, and the one after its last.
+    pub units: Vec<(usize, usize)>,
+}
+
+/// `evals/<name>.json`: named held-out documents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvalBinding {
+    /// Its name.
+    pub name: String,
+    /// Hash of its token file.
+    pub tokens: String,
+}
+
+/// Whether `register` found something new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The name was bound.
+    Added,
+    /// The name was bound to the same content before.
+    Unchanged,
+}
+
+impl Pool {
+    /// Adds a partition: tokenises `paths` and cuts the documents into `units`. Registering the same again changes nothing.
+    ///
+    /// # Errors
+    /// Those of reading and tokenising; [`Error::Usage`] when the name is taken by other content or there are fewer
+    /// documents than units; [`Error::Input`] when a document is also in an eval set.
+    pub fn register(
+        &self,
+        name: &str,
+        paths: &[PathBuf],
+        units: usize,
+        options: &ReadOptions,
+        observer: &dyn Observer,
+    ) -> Result<(Partition, Outcome)> {
+        check_name(name)?;
+        let manifest = self.tokenize(paths, options, observer)?;
+        if manifest.n_tokens == 0 {
+            return Err(Error::input(format!("partition '{name}'"), "no token to train on; every document is empty"));
+        }
+        let tokens = self.tokens(&manifest.hash)?;
+        let units = tokens.split(units)?.into_iter().map(|unit| (unit.start, unit.end)).collect();
+        let partition = Partition { name: name.to_owned(), tokens: manifest.hash, units };
+        for eval in self.eval_names()? {
+            self.refuse_overlap(&partition.tokens, &self.eval_binding(&eval)?.tokens, name, &eval)?;
+        }
+        let outcome = self.bind("partitions", name, &partition)?;
+        Ok((partition, outcome))
+    }
+
+    /// Adds held-out documents. Adding the same again changes nothing.
+    ///
+    /// # Errors
+    /// As [`Pool::register`]; [`Error::Input`] when a document is also in a partition or in the seed's text.
+    pub fn add_eval_set(
+        &self,
+        name: &str,
+        paths: &[PathBuf],
+        options: &ReadOptions,
+        observer: &dyn Observer,
+    ) -> Result<(EvalBinding, Outcome)> {
+        check_name(name)?;
+        let manifest = self.tokenize(paths, options, observer)?;
+        if manifest.n_tokens == 0 {
+            return Err(Error::input(format!("eval set '{name}'"), "no token to score; every document is empty"));
+        }
+        let binding = EvalBinding { name: name.to_owned(), tokens: manifest.hash };
+        for partition in self.partitions()?.values() {
+            self.refuse_overlap(&partition.tokens, &binding.tokens, &partition.name, name)?;
+        }
+        self.refuse_overlap(&self.settings.seed_tokens, &binding.tokens, "seed", name)?;
+        let outcome = self.bind("evals", name, &binding)?;
+        Ok((binding, outcome))
+    }
+
+    /// Refuses training and eval data that share a document.
+    fn refuse_overlap(&self, training: &str, held_out: &str, partition: &str, eval: &str) -> Result<()> {
+        let training = self.tokens(training)?;
+        let known: BTreeSet<[u8; 16]> = training
+            .documents()
+            .iter()
+            .filter(|document| document.n_tokens > 0)
+            .map(|document| document.text_hash)
+            .collect();
+        let held_out = self.tokens(held_out)?;
+        let shared: Vec<usize> = (0..held_out.documents().len())
+            .filter(|index| known.contains(&held_out.documents()[*index].text_hash))
+            .collect();
+        match shared.first() {
+            None => Ok(()),
+            Some(first) => Err(Error::input(
+                format!("eval set '{eval}' and training data '{partition}'"),
+                format!(
+                    "{} document(s) are in both (first: document {} of the eval set); remove them from one side",
+                    shared.len(),
+                    first + 1
+                ),
+            )),
+        }
+    }
+
+    /// Writes a binding unless the name stands for the same content already.
+    fn bind<T: Serialize + for<'de> Deserialize<'de> + PartialEq>(
+        &self,
+        kind: &str,
+        name: &str,
+        value: &T,
+    ) -> Result<Outcome> {
+        let path = self.root.join(kind).join(format!("{name}.json"));
+        if path.exists() {
+            if files::read_json::<T>(&path)? == *value {
+                return Ok(Outcome::Unchanged);
+            }
+            return Err(Error::Usage(format!(
+                "'{name}' is already registered with other content; choose another name, or delete '{}' first",
+                path.display()
+            )));
+        }
+        files::publish(&path, &files::to_json(value)?)?;
+        Ok(Outcome::Added)
+    }
+
+    /// One partition.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there is none of that name, with the closest known one.
+    pub fn partition(&self, name: &str) -> Result<Partition> {
+        let path = self.root.join("partitions").join(format!("{name}.json"));
+        if check_name(name).is_ok() && path.exists() {
+            return files::read_json(&path);
+        }
+        Err(Error::Usage(unknown(name, self.partitions()?.keys())))
+    }
+
+    /// All partitions by name.
+    pub fn partitions(&self) -> Result<BTreeMap<String, Partition>> {
+        let names = self.names("partitions")?;
+        names.into_iter().map(|name| Ok((name.clone(), self.partition(&name)?))).collect()
+    }
+
+    /// Units of every partition: what mixture expressions are read against.
+    pub fn unit_counts(&self) -> Result<BTreeMap<String, usize>> {
+        Ok(self.partitions()?.into_iter().map(|(name, partition)| (name, partition.units.len())).collect())
+    }
+
+    /// Names of all eval sets, sorted.
+    pub fn eval_names(&self) -> Result<Vec<String>> {
+        self.names("evals")
+    }
+
+    /// One eval set.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there is none of that name, with the closest known one.
+    pub fn eval_binding(&self, name: &str) -> Result<EvalBinding> {
+        let path = self.root.join("evals").join(format!("{name}.json"));
+        if check_name(name).is_ok() && path.exists() {
+            return files::read_json(&path);
+        }
+        Err(Error::Usage(unknown_eval(name, &self.eval_names()?)))
+    }
+
+    fn names(&self, kind: &str) -> Result<Vec<String>> {
+        let paths = files::list(&self.root.join(kind))?;
+        let json = paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+        let stems = json.filter_map(|path| path.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
+        Ok(stems.filter(|stem| !stem.starts_with('.')).collect())
+    }
+}

@@ -1,0 +1,234 @@
+//! Settings: the recipe file a user writes for `init`, and what it resolves to in `pool.json`.
+
+use crate::error::{Error, Result, closest};
+use crate::files;
+use crate::model::ModelConfig;
+use crate::train::{Schedule, TrainConfig};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Version of the pool's files; another version is refused.
+pub const FORMAT: u32 = 1;
+
+/// `pool.json`: what every model and score of the pool has in common.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Version of the pool's files.
+    pub format: u32,
+    /// Shape of every model.
+    pub model: ModelConfig,
+    /// Hash of `tokenizer.json`.
+    pub tokenizer: String,
+    /// Id that begins every document (BOS, or EOS where there is none).
+    pub prefix_token: u32,
+    /// Predictions per scoring window.
+    pub window: usize,
+    /// Token file the seed model is trained on.
+    pub seed_tokens: String,
+    /// How the seed model is trained.
+    pub seed: TrainConfig,
+    /// How experts and ground-truth models are trained; `steps` is 0 when an expert sees its unit once.
+    pub expert: TrainConfig,
+}
+
+/// A recipe file: the model, the tokenizer, and how seed and experts are trained.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecipeFile {
+    /// A preset's name, or a mapping with the fields of `config.json`.
+    pub model: ModelChoice,
+    /// Path of `tokenizer.json`, relative to the recipe.
+    pub tokenizer: PathBuf,
+    /// The token that begins a document, when the tokenizer's own BOS or EOS is not found by its usual names.
+    pub prefix_token: Option<String>,
+    /// Predictions per scoring window (default: the seed's `sequence_length`).
+    pub window: Option<usize>,
+    /// Training of the seed model.
+    pub seed: SeedSection,
+    /// Training of the experts.
+    pub expert: ExpertSection,
+}
+
+/// `model:` of a recipe.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum ModelChoice {
+    /// One of [`crate::model::PRESETS`].
+    Preset(String),
+    /// Spelled out.
+    Config(ModelConfig),
+}
+
+/// `seed:` of a recipe.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeedSection {
+    /// Text files, relative to the recipe.
+    pub files: Vec<PathBuf>,
+    /// Field of JSON records that holds the text.
+    #[serde(default = "default_text_field")]
+    pub text_field: String,
+    /// Training tokens: `800000`, `800k`, `2M`.
+    pub tokens: Count,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// `cosine` (default) or `constant`.
+    pub schedule: Option<Schedule>,
+    /// Warm-up steps (default: a twentieth of the steps).
+    pub warmup_steps: Option<u64>,
+    /// Where the cosine ends, as a fraction of the peak (default 0.1).
+    pub final_rate: Option<f64>,
+    /// Sequences per step (default 8).
+    pub batch_size: Option<usize>,
+    /// Sequences per pass (default: all of a step).
+    pub micro_batch_size: Option<usize>,
+    /// Predictions per sequence (default 256).
+    pub sequence_length: Option<usize>,
+    /// Weight decay of matrices (default 0.1).
+    pub weight_decay: Option<f64>,
+    /// Gradient norm limit (default 1).
+    pub clip: Option<f64>,
+    /// Seeds initialisation and data order (default 0).
+    pub random_seed: Option<u64>,
+}
+
+/// `expert:` of a recipe; what is left out is taken from the seed.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertSection {
+    /// Training tokens per unit (default: one pass over the unit).
+    pub tokens: Option<Count>,
+    /// Learning rate, constant by default: what keeps experts mergeable.
+    pub learning_rate: f64,
+    /// `constant` (default) or `cosine`.
+    pub schedule: Option<Schedule>,
+    /// Warm-up steps (default 0).
+    pub warmup_steps: Option<u64>,
+    /// Where a cosine ends (default 0.1).
+    pub final_rate: Option<f64>,
+    /// Sequences per step.
+    pub batch_size: Option<usize>,
+    /// Sequences per pass.
+    pub micro_batch_size: Option<usize>,
+    /// Predictions per sequence.
+    pub sequence_length: Option<usize>,
+    /// Weight decay of matrices.
+    pub weight_decay: Option<f64>,
+    /// Gradient norm limit.
+    pub clip: Option<f64>,
+    /// Seeds the data order.
+    pub random_seed: Option<u64>,
+}
+
+/// A number of tokens: `800000`, `800k`, `2M`, `1.5B`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Count {
+    /// A plain number.
+    Number(u64),
+    /// A number with a suffix.
+    Text(String),
+}
+
+fn default_text_field() -> String {
+    "text".into()
+}
+
+impl Count {
+    /// The number meant.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming `place`.
+    pub fn tokens(&self, place: &str) -> Result<u64> {
+        match self {
+            Self::Number(number) => Ok(*number),
+            Self::Text(text) => parse_count(text).ok_or_else(|| {
+                Error::input(place, format!("'{text}' is not a number of tokens such as 500000, 500k or 2M"))
+            }),
+        }
+    }
+}
+
+/// Reads `500000`, `500k`, `2M`, `1.5B`.
+pub fn parse_count(text: &str) -> Option<u64> {
+    let text = text.trim().replace('_', "");
+    let (digits, factor) = match text.strip_suffix(['k', 'K', 'M', 'm', 'B', 'b', 'G']) {
+        Some(digits) if text.ends_with(['k', 'K']) => (digits, 1e3),
+        Some(digits) if text.ends_with(['M', 'm']) => (digits, 1e6),
+        Some(digits) => (digits, 1e9),
+        None => (text.as_str(), 1.0),
+    };
+    let number: f64 = digits.parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0)?;
+    Some((number * factor).round() as u64)
+}
+
+impl RecipeFile {
+    /// Reads a recipe.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read, [`Error::Input`] with line and column when it is not a recipe; an unknown key
+    /// comes with the closest known one.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = files::read_text(path)?;
+        serde_saphyr::from_str(&text).map_err(|error| recipe_error(path, &error))
+    }
+
+    /// The path a recipe means: relative to its own folder.
+    pub fn resolve(recipe: &Path, path: &Path) -> PathBuf {
+        recipe.parent().unwrap_or(Path::new("")).join(path)
+    }
+
+    /// The training settings of seed and experts.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the section and the field that is out of range.
+    pub fn training(&self, place: &str) -> Result<(TrainConfig, TrainConfig)> {
+        let s = &self.seed;
+        let place_of = |section: &str| format!("{place}: {section}");
+        let mut seed =
+            TrainConfig::new(1, s.batch_size.unwrap_or(8), s.sequence_length.unwrap_or(256), s.learning_rate);
+        seed.schedule = s.schedule.unwrap_or(Schedule::Cosine);
+        seed.final_rate = s.final_rate.unwrap_or(seed.final_rate);
+        seed.micro_batch_size = s.micro_batch_size.unwrap_or(seed.batch_size);
+        seed.weight_decay = s.weight_decay.unwrap_or(seed.weight_decay);
+        seed.clip = s.clip.unwrap_or(seed.clip);
+        seed.seed = s.random_seed.unwrap_or(0);
+        seed.steps = seed.steps_for(s.tokens.tokens(&place_of("seed.tokens"))?);
+        seed.warmup_steps = s.warmup_steps.unwrap_or(seed.steps / 20);
+        seed.check(&place_of("seed"))?;
+
+        let e = &self.expert;
+        let mut expert = seed.clone();
+        expert.learning_rate = e.learning_rate;
+        expert.schedule = e.schedule.unwrap_or(Schedule::Constant);
+        expert.final_rate = e.final_rate.unwrap_or(expert.final_rate);
+        expert.batch_size = e.batch_size.unwrap_or(seed.batch_size);
+        expert.micro_batch_size = e.micro_batch_size.or(e.batch_size).unwrap_or(seed.micro_batch_size);
+        expert.sequence_length = e.sequence_length.unwrap_or(seed.sequence_length);
+        expert.weight_decay = e.weight_decay.unwrap_or(seed.weight_decay);
+        expert.clip = e.clip.unwrap_or(seed.clip);
+        expert.seed = e.random_seed.unwrap_or(seed.seed);
+        expert.warmup_steps = e.warmup_steps.unwrap_or(0);
+        expert.steps = 1;
+        expert.check(&place_of("expert"))?;
+        expert.steps = match &e.tokens {
+            Some(tokens) => expert.steps_for(tokens.tokens(&place_of("expert.tokens"))?),
+            None => 0,
+        };
+        Ok((seed, expert))
+    }
+}
+
+/// One line from the YAML reader's message, with a hint when a key is misspelt.
+fn recipe_error(path: &Path, error: &serde_saphyr::Error) -> Error {
+    let message = error.to_string();
+    let line = message.lines().next().unwrap_or_default().trim_end_matches(':');
+    let mut names = line.split('`').skip(1).step_by(2);
+    let hint = names.next().filter(|_| line.contains("unknown field")).and_then(|wrong| closest(wrong, names));
+    let hint = hint.map(|known| format!("; did you mean '{known}'?")).unwrap_or_default();
+    let place = match error.location() {
+        Some(at) => format!("{}:{}:{}", path.display(), at.line(), at.column()),
+        None => path.display().to_string(),
+    };
+    Error::input(place, format!("{line}{hint}"))
+}

@@ -1,0 +1,211 @@
+//! Training in the pool: the object of a recipe, trained first when it is missing.
+
+use super::{DataShare, MANIFEST, Manifest, Partition, Pool, Recipe, Start, TOKENIZER};
+use crate::error::{Error, Result};
+use crate::files::{self, Staging};
+use crate::mixture::Mixture;
+use crate::model::{Checkpoint, write_checkpoint};
+use crate::progress::Observer;
+use crate::text::{Batches, Share, TokenFile};
+use crate::train::{CurvePoint, State, TrainConfig, Trainer};
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Seconds of training between two stored states.
+const SAVE_EVERY: f64 = 30.0;
+
+impl Pool {
+    /// The recipe of the seed model.
+    pub fn seed_recipe(&self) -> Result<Recipe> {
+        let tokens = self.settings.seed_tokens.clone();
+        let documents = (0, self.tokens(&tokens)?.documents().len());
+        let data = vec![DataShare { tokens, documents, weight: 1.0 }];
+        Ok(self.recipe(Start::Scratch, data, self.settings.seed.clone()))
+    }
+
+    /// The recipe of the expert of one unit.
+    pub fn expert_recipe(&self, partition: &Partition, unit: usize) -> Result<Recipe> {
+        let data = vec![DataShare { tokens: partition.tokens.clone(), documents: partition.units[unit], weight: 1.0 }];
+        let steps = self.unit_steps(&data[0])?;
+        let train = TrainConfig { steps, ..self.settings.expert.clone() };
+        Ok(self.recipe(Start::Object(self.seed_recipe()?.id()?), data, train))
+    }
+
+    /// The recipe of a model really trained on a mixture.
+    ///
+    /// Every unit contributes as many steps as its expert was trained for, so candidates of more units see more tokens
+    /// (as in Na et al. 2024), unless `tokens` sets a budget.
+    pub fn mixture_recipe(&self, mixture: &Mixture, tokens: Option<u64>) -> Result<Recipe> {
+        let mut data = Vec::new();
+        let mut steps = 0;
+        for (name, unit, weight) in mixture.members() {
+            let partition = self.partition(name)?;
+            let share = DataShare { tokens: partition.tokens, documents: partition.units[unit], weight };
+            steps += self.unit_steps(&share)?;
+            data.push(share);
+        }
+        if let Some(tokens) = tokens {
+            steps = self.settings.expert.steps_for(tokens);
+        }
+        let train = TrainConfig { steps, ..self.settings.expert.clone() };
+        Ok(self.recipe(Start::Object(self.seed_recipe()?.id()?), data, train))
+    }
+
+    fn recipe(&self, start: Start, data: Vec<DataShare>, train: TrainConfig) -> Recipe {
+        let super::Settings { model, tokenizer, prefix_token, .. } = self.settings.clone();
+        Recipe { version: Recipe::VERSION, model, tokenizer, prefix_token, start, data, train }.sorted()
+    }
+
+    /// Steps of an expert on this unit: as set, or one pass over the unit.
+    fn unit_steps(&self, share: &DataShare) -> Result<u64> {
+        let expert = &self.settings.expert;
+        if expert.steps > 0 {
+            return Ok(expert.steps);
+        }
+        let tokens = self.tokens(&share.tokens)?;
+        let (first, end) = share.documents;
+        // Every document is preceded by one prefix token; the first token of the stream is never predicted.
+        let stream: u64 = tokens.documents()[first..end].iter().map(|document| document.n_tokens + 1).sum();
+        let sequences = stream.saturating_sub(1) / expert.sequence_length as u64;
+        Ok((sequences / expert.batch_size as u64).max(1))
+    }
+
+    /// The object of a recipe; trained now when it does not exist yet. `name` is what progress calls it.
+    ///
+    /// Training is claimed, so that several processes never train one recipe twice; an unfinished run goes on where its
+    /// last state was stored.
+    ///
+    /// # Errors
+    /// Those of training; [`Error::Locked`] when another process is training this recipe.
+    pub fn get_or_train(&self, recipe: &Recipe, name: &str, observer: &dyn Observer) -> Result<Manifest> {
+        let id = recipe.id()?;
+        if let Some(manifest) = self.manifest(&id)? {
+            return Ok(manifest);
+        }
+        let _claim = self.claim(&id, name)?;
+        if let Some(manifest) = self.manifest(&id)? {
+            return Ok(manifest); // finished by another process while we waited for the claim
+        }
+        let started = Instant::now();
+        let origin = self.origin(recipe)?;
+        let state_path = self.state_path(&id);
+        let state = match State::load(&state_path, &self.layout)? {
+            Some(state) => state,
+            None => State::fresh(match &origin {
+                Some(origin) => origin.clone(),
+                None => self.layout.initial_values(&recipe.model, recipe.train.seed),
+            }),
+        };
+        let files = self.data_files(recipe)?;
+        let shares: Vec<Share<'_>> = recipe
+            .data
+            .iter()
+            .map(|share| Share {
+                tokens: &files[&share.tokens],
+                documents: share.documents.0..share.documents.1,
+                weight: share.weight,
+            })
+            .collect();
+        let train = &recipe.train;
+        let mut batches = Batches::new(&shares, recipe.prefix_token, train.sequence_length, train.seed)?;
+        let mut trainer = Trainer::new(&recipe.model, &self.layout, train, state)?;
+        trainer.run(&mut batches, name, observer, SAVE_EVERY, |state| state.save(&state_path))?;
+        let state = trainer.state()?;
+        let manifest = self.publish(&id, recipe, &state, origin.as_deref(), started.elapsed().as_secs_f64())?;
+        remove_if_there(&state_path)?;
+        Ok(manifest)
+    }
+
+    /// The parameters training starts from; none for a start from scratch.
+    fn origin(&self, recipe: &Recipe) -> Result<Option<Vec<f32>>> {
+        match &recipe.start {
+            Start::Scratch => Ok(None),
+            Start::Object(id) => Checkpoint::open(&self.object_folder(id))?.read(&self.layout).map(Some),
+        }
+    }
+
+    fn data_files(&self, recipe: &Recipe) -> Result<BTreeMap<String, TokenFile>> {
+        recipe.data.iter().map(|share| Ok((share.tokens.clone(), self.tokens(&share.tokens)?))).collect()
+    }
+
+    /// Writes the object: a Hugging Face folder, the loss curve and the manifest, visible all at once.
+    fn publish(
+        &self,
+        id: &str,
+        recipe: &Recipe,
+        state: &State,
+        origin: Option<&[f32]>,
+        seconds: f64,
+    ) -> Result<Manifest> {
+        if let Some(index) = state.parameters.iter().position(|value| !value.is_finite()) {
+            let name = self.layout.owner(index).map_or("(unknown)", |parameter| &parameter.name);
+            let place = format!("after step {} of object {id}", state.step);
+            return Err(Error::NotFinite { what: format!("tensor '{name}'"), place });
+        }
+        let folder = self.object_folder(id);
+        let staging = Staging::new(&folder)?;
+        write_checkpoint(&staging.file("."), &recipe.model, &self.layout, &state.parameters)?;
+        let tokenizer = self.root.join(TOKENIZER);
+        staging.write(TOKENIZER, &std::fs::read(&tokenizer).map_err(Error::io("read", &tokenizer))?)?;
+        staging.write("curve.csv", curve_csv(&state.curve).as_bytes())?;
+        let manifest = Manifest {
+            id: id.to_owned(),
+            weights: files::hash_file(&staging.file("model.safetensors"))?,
+            recipe: recipe.clone(),
+            n_parameters: self.layout.len() as u64,
+            n_tokens: recipe.train.steps * recipe.train.tokens_per_step(),
+            final_loss: state.curve.last().map_or(f64::NAN, |point| point.loss),
+            relative_update: origin.map(|origin| relative_update(origin, &state.parameters)),
+            seconds,
+            created_by: format!("mixpool {}", env!("CARGO_PKG_VERSION")),
+        };
+        staging.write(MANIFEST, &files::to_json(&manifest)?)?;
+        staging.publish(&folder)?;
+        Ok(manifest)
+    }
+
+    fn state_path(&self, id: &str) -> PathBuf {
+        self.root.join("work").join(format!("{id}.state"))
+    }
+
+    /// Claims a recipe for this process. The claim is a file lock: it ends with the process, however that ends.
+    fn claim(&self, id: &str, name: &str) -> Result<File> {
+        let path = self.root.join("work").join(format!("{id}.claim"));
+        let file = File::create(&path).map_err(Error::io("create", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(Error::Locked(format!(
+                "'{name}' is being trained by another process; wait for it, then run this again"
+            ))),
+            Err(TryLockError::Error(source)) => Err(Error::io("lock", &path)(source)),
+        }
+    }
+}
+
+/// Σ|θ − θ₀| / Σ(|θ| + |θ₀|): 0 when nothing moved, 1 when nothing is left.
+fn relative_update(origin: &[f32], parameters: &[f32]) -> f64 {
+    let (mut moved, mut size) = (0.0, 0.0);
+    for (old, new) in origin.iter().zip(parameters) {
+        let (old, new) = (f64::from(*old), f64::from(*new));
+        moved += (new - old).abs();
+        size += new.abs() + old.abs();
+    }
+    moved / size
+}
+
+fn curve_csv(curve: &[CurvePoint]) -> String {
+    let mut csv = String::from("step,tokens,loss,gradient_norm,learning_rate\n");
+    for CurvePoint { step, tokens, loss, gradient_norm, learning_rate } in curve {
+        csv.push_str(&format!("{step},{tokens},{loss},{gradient_norm},{learning_rate}\n"));
+    }
+    csv
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,7 @@
+//! Rank: candidates in order of their scores, and how well two orders match.
+
+pub mod agreement;
+mod ranking;
+
+pub use agreement::Agreement;
+pub use ranking::{Entry, Ranking};

@@ -1,0 +1,86 @@
+//! Report: rows as people and programs read them: tables, CSV and JSON.
+//!
+//! Every number on the screen is in the export under the same name; an absent value is empty, never 0.
+
+mod rows;
+
+pub use rows::{AgreementRow, RankingRow, ScoreRow};
+
+use crate::error::{Error, Result};
+use crate::files;
+use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
+use serde::Serialize;
+use std::path::Path;
+
+/// How rows are written to stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Format {
+    /// Aligned columns, numbers rounded.
+    #[default]
+    Table,
+    /// Comma-separated, full precision.
+    Csv,
+    /// One JSON value, full precision.
+    Json,
+}
+
+/// Rows in the given format, with a final newline.
+pub fn render<T: Serialize>(rows: &[T], format: Format) -> Result<String> {
+    match format {
+        Format::Table => table(rows),
+        Format::Csv => csv(rows),
+        Format::Json => Ok(String::from_utf8_lossy(&files::to_json(&rows)?).into_owned()),
+    }
+}
+
+/// Publishes rows as a CSV file: complete, or not at all.
+pub fn write_csv<T: Serialize>(path: &Path, rows: &[T]) -> Result<()> {
+    files::publish(path, csv(rows)?.as_bytes())
+}
+
+/// Rows as CSV: a header, then one line each; numbers are the shortest decimals that read back as the same f64.
+pub fn csv<T: Serialize>(rows: &[T]) -> Result<String> {
+    let failed = |error: &dyn std::fmt::Display| Error::input("table to be written as CSV", error.to_string());
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    rows.iter().try_for_each(|row| writer.serialize(row)).map_err(|error| failed(&error))?;
+    let bytes = writer.into_inner().map_err(|error| failed(&error))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Rows as an aligned table: the CSV, with numbers rounded for the eye.
+fn table<T: Serialize>(rows: &[T]) -> Result<String> {
+    let text = csv(rows)?;
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let failed = |error: csv::Error| Error::input("table", error.to_string());
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(reader.headers().map_err(failed)?.iter());
+    for record in reader.records() {
+        table.add_row(record.map_err(failed)?.iter().map(rounded));
+    }
+    let numeric = |index: usize| rows_are_numbers(&text, index);
+    for index in 0..table.column_count() {
+        if let Some(column) = table.column_mut(index) {
+            column.set_padding((0, 2));
+            column.set_constraint(ColumnConstraint::ContentWidth);
+            if numeric(index) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+    }
+    Ok(table.lines().map(|line| format!("{}\n", line.trim_end())).collect())
+}
+
+fn rows_are_numbers(csv: &str, column: usize) -> bool {
+    let mut reader = csv::Reader::from_reader(csv.as_bytes());
+    let mut cells = reader.records().filter_map(|record| record.ok()?.get(column).map(str::to_owned));
+    cells.all(|cell| cell.is_empty() || cell.parse::<f64>().is_ok())
+}
+
+/// Four decimals for what has a fraction; everything else as it is.
+fn rounded(cell: &str) -> String {
+    match cell.parse::<f64>() {
+        Ok(number) if cell.contains(['.', 'e']) && number.abs() < 1e15 => format!("{number:.4}"),
+        _ => cell.to_owned(),
+    }
+}

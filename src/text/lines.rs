@@ -1,0 +1,161 @@
+//! Lines: a text file's lines, decompressed and checked to be UTF-8.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
+
+use crate::error::{Error, Result};
+
+/// Bytes read from the file, and decompressed, at a time.
+const BUFFER_BYTES: usize = 1 << 16;
+
+/// The largest zstd window accepted, as its base-2 logarithm: 128 MiB, what the zstd tool accepts by default.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// How a file is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// The lines of a file, one at a time: [`Lines::advance`] reads the next one into [`Lines::text`].
+pub(super) struct Lines {
+    /// The current line with its line end, without the byte order mark of the file.
+    pub text: String,
+    /// The file.
+    pub path: PathBuf,
+    /// The longest line, and document of several lines, accepted: in bytes, line ends included.
+    pub max_bytes: usize,
+    reader: Box<dyn BufRead>,
+    /// The current line's number, from 1.
+    number: usize,
+    /// The decompressed bytes before the next line.
+    offset: usize,
+}
+
+impl Lines {
+    /// Opens a file whose lines and documents are at most `max_bytes` long, line ends included.
+    pub fn open(path: &Path, compression: Compression, max_bytes: usize) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        if file.metadata().map_err(Error::io("read", path))?.is_dir() {
+            return Err(Error::input(path.display(), "is a folder; expected a file of text"));
+        }
+        let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
+        let start = file.fill_buf().map_err(Error::io("read", path))?;
+        if start.is_empty() {
+            return Err(Error::input(path.display(), "is empty (0 bytes); expected text"));
+        }
+        compression.check_start(start, path)?;
+        let reader = compression.decompress(file).map_err(Error::io("decompress", path))?;
+        Ok(Self { text: String::new(), path: path.to_path_buf(), max_bytes, reader, number: 0, offset: 0 })
+    }
+
+    /// Reads the next line; false at the end of the file.
+    pub fn advance(&mut self) -> Result<bool> {
+        let mut bytes = std::mem::take(&mut self.text).into_bytes();
+        bytes.clear();
+        let one_too_many = (self.max_bytes as u64).saturating_add(1);
+        let read = (&mut self.reader).take(one_too_many).read_until(b'\n', &mut bytes);
+        let start = self.offset;
+        self.offset += read.map_err(|source| self.read_problem(source))?;
+        self.number += 1;
+
+        if let Some(position) = bytes.iter().position(|byte| *byte == 0) {
+            let offset = start + position;
+            let problem = format!("looks binary (NUL byte at offset {offset}); expected UTF-8 text");
+            return Err(Error::input(self.path.display(), problem));
+        }
+        if bytes.len() > self.max_bytes {
+            return Err(self.too_long());
+        }
+        self.text = String::from_utf8(bytes).map_err(|error| {
+            let offset = start + error.utf8_error().valid_up_to();
+            self.problem(format!("is not UTF-8 (byte offset {offset} of the text); convert the file to UTF-8"))
+        })?;
+        if start == 0 && self.text.starts_with('\u{feff}') {
+            self.text.remove(0);
+        }
+        Ok(self.offset > start)
+    }
+
+    /// The current line without its line end.
+    pub fn content(&self) -> &str {
+        without_line_end(&self.text)
+    }
+
+    /// The current line as `file:line`.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.path.display(), self.number)
+    }
+
+    /// Says what is wrong with the current line.
+    pub fn problem(&self, problem: impl Into<String>) -> Error {
+        Error::input(self.place(), problem)
+    }
+
+    /// Says that the document that reaches into the current line is too long.
+    pub fn too_long(&self) -> Error {
+        let limit = self.max_bytes;
+        self.problem(format!("the document is longer than {limit} bytes; split it into smaller documents"))
+    }
+
+    /// Tells what the decompressor found apart from what the operating system said, which alone has an error number.
+    fn read_problem(&self, source: io::Error) -> Error {
+        let problem = if source.raw_os_error().is_some() {
+            return Error::io("read", &self.path)(source);
+        } else if source.kind() == io::ErrorKind::UnexpectedEof {
+            "is truncated (the compressed stream ends early); copy or download it again".to_string()
+        } else if source.to_string().contains("too much memory") {
+            format!("needs a zstd window above 128 MiB; compress it with --long={ZSTD_WINDOW_LOG} or less")
+        } else {
+            format!("is corrupt ({source}); copy or download it again")
+        };
+        Error::input(self.path.display(), problem)
+    }
+}
+
+impl Compression {
+    /// Refuses a file that does not start as this compression's files do.
+    fn check_start(self, start: &[u8], path: &Path) -> Result<()> {
+        let (name, suffix, matches) = match self {
+            Self::None => return Ok(()),
+            Self::Gzip => ("gzip", ".gz", start.starts_with(&[0x1f, 0x8b])),
+            Self::Zstd => ("zstd", ".zst", starts_zstd_frame(start)),
+        };
+        if matches {
+            return Ok(());
+        }
+        let problem =
+            format!("does not look like {name} (wrong first bytes); drop '{suffix}' from its name if it is not");
+        Err(Error::input(path.display(), problem))
+    }
+
+    fn decompress(self, file: BufReader<File>) -> io::Result<Box<dyn BufRead>> {
+        Ok(match self {
+            Self::None => Box::new(file),
+            Self::Gzip => Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(file))),
+            Self::Zstd => {
+                let mut decoder = zstd::Decoder::with_buffer(file)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+                Box::new(BufReader::with_capacity(BUFFER_BYTES, decoder))
+            }
+        })
+    }
+}
+
+/// Whether a zstd frame starts here, be it one with data or one to skip, as parallel compressors write first.
+fn starts_zstd_frame(start: &[u8]) -> bool {
+    matches!(start, [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
+}
+
+/// The line without the `\n` or `\r\n` at its end.
+pub(super) fn without_line_end(line: &str) -> &str {
+    match line.strip_suffix('\n') {
+        Some(line) => line.strip_suffix('\r').unwrap_or(line),
+        None => line,
+    }
+}

@@ -1,0 +1,14 @@
+//! Text: documents from files, their tokens on disk, and the batches and windows cut from them.
+
+mod batches;
+mod documents;
+mod lines;
+mod tokenizer;
+mod tokens;
+mod windows;
+
+pub use batches::{Batch, Batches, Share};
+pub use documents::{Document, ReadOptions, read_documents};
+pub use tokenizer::Tokenizer;
+pub use tokens::{DocumentEntry, TokenFile, TokenManifest, tokenize_files};
+pub use windows::{Window, rolling_windows};

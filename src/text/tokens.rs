@@ -1,0 +1,293 @@
+//! Token file: the token ids of a list of documents on disk, mapped, with lengths in tokens and bytes.
+//!
+//! A folder holds `tokens.bin` (ids, little-endian, 2 bytes each when the vocabulary has at most 65,536 entries, else
+//! 4), `documents.bin` (32 bytes per document) and `manifest.json`. Its name is the hash of what it holds.
+
+use super::{Document, ReadOptions, Tokenizer, read_documents};
+use crate::error::{Error, Result};
+use crate::files::{self, Staging};
+use crate::progress::Observer;
+use memmap2::Mmap;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+const TOKENS: &str = "tokens.bin";
+const DOCUMENTS: &str = "documents.bin";
+const MANIFEST: &str = "manifest.json";
+/// Text tokenised in parallel at a time, in bytes.
+const BATCH: usize = 4 << 20;
+
+/// What a token folder says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenManifest {
+    /// Hash of tokenizer, ids and document table: the folder's name.
+    pub hash: String,
+    /// Hash of the `tokenizer.json` that made the ids.
+    pub tokenizer: String,
+    /// Bytes per id: 2 or 4.
+    pub id_bytes: usize,
+    /// Token ids in all.
+    pub n_tokens: u64,
+    /// UTF-8 bytes of text in all.
+    pub n_bytes: u64,
+    /// Documents.
+    pub n_docs: u64,
+    /// The files the text came from, as given.
+    pub sources: Vec<PathBuf>,
+}
+
+/// One document of a token file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DocumentEntry {
+    /// Token ids.
+    pub n_tokens: u64,
+    /// UTF-8 bytes of text.
+    pub n_bytes: u64,
+    /// The first 16 bytes of the BLAKE3 hash of the text.
+    pub text_hash: [u8; 16],
+}
+
+impl DocumentEntry {
+    const BYTES: usize = 32;
+
+    fn to_bytes(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..8].copy_from_slice(&self.n_tokens.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.n_bytes.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.text_hash);
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
+        let number = |range: Range<usize>| bytes[range].iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
+        let mut text_hash = [0; 16];
+        text_hash.copy_from_slice(&bytes[16..]);
+        Self { n_tokens: number(0..8), n_bytes: number(8..16), text_hash }
+    }
+}
+
+/// Tokenises the documents of `paths` into a new token folder under `store` and returns its manifest.
+///
+/// The same text and tokenizer give the same folder; one that is there already is kept.
+///
+/// # Errors
+/// Those of [`read_documents`] and [`Tokenizer::encode`]; [`Error::Mismatch`] when an id reaches beyond `vocabulary`.
+pub fn tokenize_files(
+    store: &Path,
+    paths: &[PathBuf],
+    options: &ReadOptions,
+    tokenizer: &Tokenizer,
+    vocabulary: usize,
+    observer: &dyn Observer,
+) -> Result<TokenManifest> {
+    files::create_folder(store)?;
+    let staging = Staging::new(&store.join("tokens"))?;
+    let mut writer = TokenWriter::create(&staging.file(TOKENS), tokenizer, vocabulary)?;
+    for path in paths {
+        writer.add_file(path, options, observer)?;
+    }
+    let (manifest, entries) = writer.close(paths)?;
+    staging.write(DOCUMENTS, &entries)?;
+    staging.write(MANIFEST, &files::to_json(&manifest)?)?;
+    staging.publish(&store.join(&manifest.hash))?;
+    Ok(manifest)
+}
+
+/// Encodes documents in batches and appends their ids to `tokens.bin`.
+struct TokenWriter<'a> {
+    tokenizer: &'a Tokenizer,
+    vocabulary: usize,
+    file: files::Writer,
+    ids: blake3::Hasher,
+    entries: Vec<DocumentEntry>,
+}
+
+impl<'a> TokenWriter<'a> {
+    fn create(path: &Path, tokenizer: &'a Tokenizer, vocabulary: usize) -> Result<Self> {
+        let file = files::Writer::create(path)?;
+        Ok(Self { tokenizer, vocabulary, file, ids: blake3::Hasher::new(), entries: Vec::new() })
+    }
+
+    fn id_bytes(&self) -> usize {
+        if self.vocabulary <= 1 << 16 { 2 } else { 4 }
+    }
+
+    fn add_file(&mut self, path: &Path, options: &ReadOptions, observer: &dyn Observer) -> Result<()> {
+        let mut pending: Vec<Document> = Vec::new();
+        let mut size = 0;
+        read_documents(path, options, &mut |document| {
+            size += document.text.len();
+            pending.push(document);
+            if size >= BATCH {
+                size = 0;
+                observer.check()?;
+                self.add(&std::mem::take(&mut pending))?;
+            }
+            Ok(())
+        })?;
+        self.add(&pending)
+    }
+
+    fn add(&mut self, documents: &[Document]) -> Result<()> {
+        let encoded: Vec<Result<Vec<u32>>> =
+            documents.par_iter().map(|document| self.tokenizer.encode(&document.text, &document.place)).collect();
+        for (document, ids) in documents.iter().zip(encoded) {
+            let ids = ids?;
+            if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) {
+                return Err(Error::Mismatch {
+                    what: format!("{}: tokenizer against model", document.place),
+                    differences: format!(
+                        "the tokenizer emits id {id}, but the model's vocabulary has {} entries; use the model's own \
+                         tokenizer or a larger 'vocab_size'",
+                        self.vocabulary
+                    ),
+                });
+            }
+            let width = self.id_bytes();
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes().into_iter().take(width)).collect();
+            self.ids.update(&bytes);
+            self.file.write(&bytes)?;
+            self.entries.push(DocumentEntry {
+                n_tokens: ids.len() as u64,
+                n_bytes: document.text.len() as u64,
+                text_hash: text_hash(&document.text),
+            });
+        }
+        Ok(())
+    }
+
+    fn close(self, sources: &[PathBuf]) -> Result<(TokenManifest, Vec<u8>)> {
+        let table: Vec<u8> = self.entries.iter().flat_map(|entry| entry.to_bytes()).collect();
+        let id_bytes = self.id_bytes();
+        self.file.close()?;
+        let manifest = TokenManifest {
+            hash: content_hash(self.tokenizer.hash(), id_bytes, &self.ids.finalize(), &table),
+            tokenizer: self.tokenizer.hash().to_owned(),
+            id_bytes,
+            n_tokens: self.entries.iter().map(|entry| entry.n_tokens).sum(),
+            n_bytes: self.entries.iter().map(|entry| entry.n_bytes).sum(),
+            n_docs: self.entries.len() as u64,
+            sources: sources.to_vec(),
+        };
+        Ok((manifest, table))
+    }
+}
+
+fn content_hash(tokenizer: &str, id_bytes: usize, ids: &blake3::Hash, table: &[u8]) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("mixpool token file v1");
+    hasher.update(tokenizer.as_bytes()).update(&[id_bytes as u8]).update(ids.as_bytes()).update(table);
+    hasher.finalize().to_hex().to_string()
+}
+
+fn text_hash(text: &str) -> [u8; 16] {
+    let mut short = [0; 16];
+    short.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
+    short
+}
+
+/// A token folder, mapped.
+pub struct TokenFile {
+    manifest: TokenManifest,
+    ids: Option<Mmap>, // none when every document is empty
+    documents: Vec<DocumentEntry>,
+    starts: Vec<u64>, // first token of each document, and the end
+}
+
+impl TokenFile {
+    /// Opens a token folder and checks its sizes against its manifest.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be read, [`Error::Damaged`] when sizes and manifest disagree.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let manifest: TokenManifest = files::read_json(&folder.join(MANIFEST))?;
+        let path = folder.join(DOCUMENTS);
+        let table = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let (entries, rest) = table.as_chunks::<{ DocumentEntry::BYTES }>();
+        let documents: Vec<_> = entries.iter().map(DocumentEntry::from_bytes).collect();
+        let total: u64 = documents.iter().map(|document| document.n_tokens).sum();
+        if !rest.is_empty() || documents.len() as u64 != manifest.n_docs || total != manifest.n_tokens {
+            return Err(Error::damaged(path, "its size does not fit the manifest; register the data again"));
+        }
+        let path = folder.join(TOKENS);
+        let ids = if manifest.n_tokens == 0 { None } else { Some(files::map(&path)?) };
+        let expected = manifest.n_tokens * manifest.id_bytes as u64;
+        let length = ids.as_ref().map_or(0, |ids| ids.len() as u64);
+        if length != expected || !matches!(manifest.id_bytes, 2 | 4) {
+            let problem = format!("{length} bytes, expected {expected}; register the data again");
+            return Err(Error::damaged(path, problem));
+        }
+        let mut next = 0;
+        let ends = documents.iter().map(|document| {
+            next += document.n_tokens;
+            next
+        });
+        let starts = std::iter::once(0).chain(ends).collect();
+        Ok(Self { manifest, ids, documents, starts })
+    }
+
+    /// Reads every byte and compares with the manifest's hash.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when they differ.
+    pub fn verify(&self, folder: &Path) -> Result<()> {
+        let table: Vec<u8> = self.documents.iter().flat_map(|entry| entry.to_bytes()).collect();
+        let ids = blake3::hash(self.ids.as_deref().unwrap_or_default());
+        if content_hash(&self.manifest.tokenizer, self.manifest.id_bytes, &ids, &table) == self.manifest.hash {
+            return Ok(());
+        }
+        Err(Error::damaged(folder, "its bytes do not match its manifest; register the data again"))
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &TokenManifest {
+        &self.manifest
+    }
+
+    /// The documents, in order.
+    pub fn documents(&self) -> &[DocumentEntry] {
+        &self.documents
+    }
+
+    /// The ids of document `index`.
+    pub fn document(&self, index: usize) -> Vec<u32> {
+        let Some(ids) = &self.ids else { return Vec::new() };
+        let width = self.manifest.id_bytes;
+        let bytes = &ids[self.starts[index] as usize * width..self.starts[index + 1] as usize * width];
+        bytes.chunks_exact(width).map(|id| id.iter().rev().fold(0, |n, byte| n << 8 | u32::from(*byte))).collect()
+    }
+
+    /// The documents `range` as one stream for training: each preceded by `prefix`.
+    pub fn stream(&self, range: Range<usize>, prefix: u32) -> Vec<u32> {
+        let mut stream = Vec::new();
+        for index in range {
+            stream.push(prefix);
+            stream.extend(self.document(index));
+        }
+        stream
+    }
+
+    /// Cuts the documents into `units` consecutive runs of about equal token counts, each of at least one document.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there are fewer documents than units.
+    pub fn split(&self, units: usize) -> Result<Vec<Range<usize>>> {
+        let n = self.documents.len();
+        if units == 0 || units > n {
+            return Err(Error::Usage(format!("{n} document(s) cannot be cut into {units} units")));
+        }
+        let total = self.manifest.n_tokens;
+        let mut first = 0;
+        let ranges = (1..=units).map(|unit| {
+            let target = (u128::from(total) * unit as u128 / units as u128) as u64;
+            let nearest = self.starts.partition_point(|start| *start < target);
+            // Whichever document boundary lies nearer, leaving at least one document to each unit still to come.
+            let nearer = nearest > 0 && target - self.starts[nearest - 1] < self.starts[nearest] - target;
+            let end = if unit == units { n } else { nearest - usize::from(nearer) };
+            let end = end.clamp(first + 1, n - (units - unit));
+            std::mem::replace(&mut first, end)..end
+        });
+        Ok(ranges.collect())
+    }
+}

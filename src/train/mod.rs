@@ -1,0 +1,194 @@
+//! Train: optimiser steps on a mixture, from given parameters; resumable at any step, bit for bit.
+
+mod schedule;
+mod state;
+
+pub use schedule::{Schedule, TrainConfig};
+pub use state::State;
+
+use crate::error::{Error, Result};
+use crate::kernels::{AdamW, Exec, adamw_step, sum_of_squares};
+use crate::model::{Layout, ModelConfig, Sequences, Transformer, Weights};
+use crate::progress::Observer;
+use crate::text::Batches;
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// One row of the loss curve.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// Steps done, counted from 1.
+    pub step: u64,
+    /// Tokens seen so far.
+    pub tokens: u64,
+    /// Mean loss of the step's batch before its update, in nats per token.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+}
+
+/// A model in training: parameters, moments and gradient, each one flat tensor.
+pub struct Trainer<'a> {
+    config: &'a TrainConfig,
+    layout: &'a Layout,
+    model: Transformer,
+    parameters: Tensor,
+    first: Tensor,
+    second: Tensor,
+    gradient: Tensor,
+    gradient_views: Weights,
+    step: u64,
+    curve: Vec<CurvePoint>,
+}
+
+impl<'a> Trainer<'a> {
+    /// Starts from a state: fresh, or as it was stored.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when the layout does not fit the model.
+    pub fn new(model: &ModelConfig, layout: &'a Layout, config: &'a TrainConfig, state: State) -> Result<Self> {
+        let flat = |values: Vec<f32>| -> Result<Tensor> {
+            let length = values.len();
+            Ok(Tensor::from_vec(values, length, &Device::Cpu)?)
+        };
+        let parameters = flat(state.parameters)?;
+        let gradient = flat(vec![0.0; layout.len()])?;
+        Ok(Self {
+            config,
+            layout,
+            model: Transformer::new(model, layout, &parameters, config.sequence_length, Exec::Split)?,
+            gradient_views: Weights::views(model, layout, &gradient)?,
+            parameters,
+            first: flat(state.first)?,
+            second: flat(state.second)?,
+            gradient,
+            step: state.step,
+            curve: state.curve,
+        })
+    }
+
+    /// Runs to the end of the schedule. `save` is called with the state every `save_every` seconds of work, and before
+    /// a stop that the observer asked for.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when a loss or gradient is NaN or infinite, [`Error::Stopped`] when asked to stop, and
+    /// whatever `save` returns.
+    pub fn run(
+        &mut self,
+        batches: &mut Batches,
+        name: &str,
+        observer: &dyn Observer,
+        save_every: f64,
+        mut save: impl FnMut(&State) -> Result<()>,
+    ) -> Result<()> {
+        batches.skip(self.step * self.config.batch_size as u64);
+        let tokens_per_step = self.config.tokens_per_step();
+        observer.begin(name, self.config.steps * tokens_per_step, "tokens");
+        let mut saved = std::time::Instant::now();
+        while self.step < self.config.steps {
+            if let Err(stop) = observer.check() {
+                save(&self.state()?)?;
+                return Err(stop);
+            }
+            let point = self.step(batches, name)?;
+            observer.advance(point.tokens, &format!("loss {:.3}", point.loss));
+            if saved.elapsed().as_secs_f64() >= save_every && self.step < self.config.steps {
+                save(&self.state()?)?;
+                saved = std::time::Instant::now();
+            }
+        }
+        observer.finish();
+        Ok(())
+    }
+
+    /// One optimiser step.
+    pub fn step(&mut self, batches: &mut Batches, name: &str) -> Result<CurvePoint> {
+        let loss = self.accumulate(batches)?;
+        let place = format!("step {} of '{name}'", self.step + 1);
+        if !loss.is_finite() {
+            return Err(Error::NotFinite { what: format!("loss {loss}"), place });
+        }
+        let norm = sum_of_squares(&self.gradient)?.sqrt();
+        if !norm.is_finite() {
+            return Err(Error::NotFinite { what: self.culprit()?, place });
+        }
+        let learning_rate = self.config.rate_at(self.step);
+        self.step += 1;
+        self.update(learning_rate, norm)?;
+        let tokens = self.step * self.config.tokens_per_step();
+        let point = CurvePoint { step: self.step, tokens, loss, gradient_norm: norm, learning_rate };
+        self.curve.push(point);
+        Ok(point)
+    }
+
+    /// The state now.
+    pub fn state(&self) -> Result<State> {
+        Ok(State {
+            step: self.step,
+            parameters: self.parameters.to_vec1()?,
+            first: self.first.to_vec1()?,
+            second: self.second.to_vec1()?,
+            curve: self.curve.clone(),
+        })
+    }
+
+    /// The norm of each tensor's gradient from the last step, by name.
+    pub fn gradient_norms(&self) -> Result<Vec<(String, f64)>> {
+        let norm = |name: &str| -> Result<f64> { Ok(sum_of_squares(&self.layout.view(&self.gradient, name)?)?.sqrt()) };
+        self.layout.parameters().iter().map(|p| Ok((p.name.clone(), norm(&p.name)?))).collect()
+    }
+
+    /// Fills the gradient from one batch, a micro-batch at a time, and returns the mean loss.
+    fn accumulate(&mut self, batches: &mut Batches) -> Result<f64> {
+        crate::kernels::fill_zero(&self.gradient)?;
+        let TrainConfig { batch_size, micro_batch_size, sequence_length, .. } = *self.config;
+        let mut loss = 0.0;
+        let mut left = batch_size;
+        while left > 0 {
+            let sequences = left.min(micro_batch_size);
+            let batch = batches.next(sequences);
+            let lengths = vec![sequence_length; sequences];
+            let inputs = Sequences { tokens: &batch.inputs, lengths: &lengths };
+            let share = sequences as f64 / batch_size as f64;
+            let views = &self.gradient_views;
+            loss += share * self.model.loss_and_gradient(inputs, &batch.targets, share as f32, views)?;
+            left -= sequences;
+        }
+        Ok(loss)
+    }
+
+    /// AdamW on every tensor; matrices decay, vectors do not.
+    fn update(&self, rate: f64, norm: f64) -> Result<()> {
+        // PyTorch's clip_grad_norm_ adds 1e-6 to the norm.
+        let gradient_scale = if self.config.clip > 0.0 { (self.config.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        for parameter in self.layout.parameters() {
+            let options = AdamW {
+                rate,
+                beta1: self.config.beta1,
+                beta2: self.config.beta2,
+                eps: self.config.eps,
+                weight_decay: if parameter.decays() { self.config.weight_decay } else { 0.0 },
+                gradient_scale,
+                step: self.step,
+            };
+            let part = |flat: &Tensor| flat.narrow(0, parameter.offset, parameter.len());
+            adamw_step(
+                &options,
+                &part(&self.parameters)?,
+                &part(&self.first)?,
+                &part(&self.second)?,
+                &part(&self.gradient)?,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Names the first tensor whose gradient is not finite.
+    fn culprit(&self) -> Result<String> {
+        let norms = self.gradient_norms()?;
+        let name = norms.iter().find(|(_, norm)| !norm.is_finite()).map_or("(overflow of the norm)", |(name, _)| name);
+        Ok(format!("gradient of '{name}'"))
+    }
+}
