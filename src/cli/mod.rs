@@ -1,1 +1,207 @@
-//! Cli: stub.
+//! Cli: the command line's arguments and their dispatch; the only code that prints.
+
+mod data;
+mod demo;
+mod observer;
+mod question;
+mod show;
+mod validate;
+
+use crate::error::{Error, Result};
+use crate::mixture::{Mixture, Notation, Weighting};
+use crate::pool::Pool;
+use crate::report::Format;
+use clap::{Args, Parser, Subcommand};
+use observer::Terminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Which mixture of data should a language model be trained on?
+///
+/// mixpool trains one expert per data partition, keeps them in a pool, and scores any mixture of partitions by averaging
+/// the experts' parameters and measuring perplexity: n trainings answer 2^n questions.
+#[derive(Parser)]
+#[command(name = "mixpool", version, after_long_help = TOUR, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const TOUR: &str = "\
+A tour, from text files to a ranking:
+  mixpool tokenizer train general.txt code.txt wiki.txt --vocab 4096 --out tokenizer.json
+  mixpool init recipe.yaml                      # model, tokenizer, training of seed and experts
+  mixpool register code code.txt                # one partition each
+  mixpool register wiki wiki.jsonl.gz --text-field content
+  mixpool eval-set wiki-test held-out.txt
+  mixpool train                                 # seed model, then one expert per unit
+  mixpool score code+wiki code=0.7+wiki=0.3
+  mixpool rank --csv ranking.csv                # every subset on every eval set
+  mixpool validate --mixtures 8                 # how far to trust it
+
+Exit codes: 0 ok, 1 failed, 2 usage, 10 no pool here, 11 locked by another process, 12 pool damaged,
+75 stopped and resumable, 130 interrupted. stdout is data, stderr is progress.";
+
+#[derive(Args)]
+struct Global {
+    /// Folder of the pool
+    #[arg(long, global = true, default_value = "pool", env = "MIXPOOL_POOL", value_name = "DIR")]
+    pool: PathBuf,
+    /// Where to compute: cpu, cuda or cuda:N
+    #[arg(long, global = true, default_value = "cpu")]
+    device: String,
+    /// Threads to use [default: all cores]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// How results are written to stdout
+    #[arg(long, global = true, value_enum, default_value_t)]
+    format: Format,
+    /// No progress on stderr
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the whole job on the text that ships with the project
+    Demo(demo::Demo),
+    /// Train a byte-level BPE tokenizer
+    #[command(subcommand)]
+    Tokenizer(data::TokenizerCommand),
+    /// Create a pool from a recipe
+    Init(data::Init),
+    /// Add a data partition
+    Register(data::Register),
+    /// Add held-out documents
+    EvalSet(data::EvalSet),
+    /// Train what is missing: seed model, experts, or a model on a mixture
+    Train(data::Train),
+    /// Score mixtures by merging experts
+    Score(question::Score),
+    /// Rank candidate mixtures by merging experts
+    Rank(question::Rank),
+    /// Train some mixtures for real and report how well merging predicted them
+    Validate(validate::Validate),
+    /// Write rankings, scores or a merged model to files
+    #[command(subcommand)]
+    Export(question::Export),
+    /// List what the pool holds
+    Ls,
+    /// Show a partition, an eval set, the seed model or an object
+    Show(show::Show),
+    /// Check that everything stored is whole
+    Verify(show::Verify),
+}
+
+/// What every command works with.
+struct Session {
+    pool: PathBuf,
+    format: Format,
+    observer: Terminal,
+}
+
+impl Session {
+    fn open(&self) -> Result<Pool> {
+        Pool::open(&self.pool)
+    }
+}
+
+/// How mixtures on the command line are read.
+#[derive(Args, Clone, Copy)]
+struct NotationArgs {
+    /// What `a+b` means: every partition the same (macro), or every unit the same (micro)
+    #[arg(long, value_enum, default_value_t)]
+    weighting: WeightingArg,
+    /// Divide weights by their sum instead of refusing sums other than 1
+    #[arg(long)]
+    normalize: bool,
+}
+
+#[derive(Clone, Copy, Default, clap::ValueEnum)]
+enum WeightingArg {
+    #[default]
+    Partitions,
+    Units,
+}
+
+impl NotationArgs {
+    fn parse(self, texts: &[String], pool: &Pool) -> Result<Vec<Mixture>> {
+        let partitions = pool.unit_counts()?;
+        texts.iter().map(|text| Mixture::parse(text, &partitions, self.notation())).collect()
+    }
+
+    fn notation(self) -> Notation {
+        let weighting = match self.weighting {
+            WeightingArg::Partitions => Weighting::Partitions,
+            WeightingArg::Units => Weighting::Units,
+        };
+        Notation { weighting, normalize: self.normalize }
+    }
+}
+
+/// Parses the command line, runs the command, and reports a failure in one line.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mixpool: {}", one_line(&error.to_string()));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let Global { pool, device, threads, format, quiet } = cli.global;
+    check_device(&device)?;
+    if threads == Some(0) {
+        return Err(Error::Usage("'--threads 0': expected at least 1".into()));
+    }
+    let workers = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build();
+    let workers = workers.map_err(|error| Error::Usage(format!("cannot start the threads: {error}")))?;
+    let session = Session { pool, format, observer: Terminal::new(quiet)? };
+    // Inside the pool from the start, so that kernels find themselves on one of its threads.
+    workers.install(|| dispatch(cli.command, &session))
+}
+
+fn dispatch(command: Command, session: &Session) -> Result<()> {
+    match command {
+        Command::Demo(command) => command.run(session),
+        Command::Tokenizer(command) => command.run(session),
+        Command::Init(command) => command.run(session),
+        Command::Register(command) => command.run(session),
+        Command::EvalSet(command) => command.run(session),
+        Command::Train(command) => command.run(session),
+        Command::Score(command) => command.run(session),
+        Command::Rank(command) => command.run(session),
+        Command::Validate(command) => command.run(session),
+        Command::Export(command) => command.run(session),
+        Command::Ls => show::list(session),
+        Command::Show(command) => command.run(session),
+        Command::Verify(command) => command.run(session),
+    }
+}
+
+fn check_device(device: &str) -> Result<()> {
+    let cuda = device == "cuda" || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok());
+    match device {
+        "cpu" => Ok(()),
+        _ if cuda => Err(Error::Usage(format!("'--device {device}': this build computes on the CPU only"))),
+        _ => Err(Error::Usage(format!("'--device {device}': expected cpu, cuda or cuda:N"))),
+    }
+}
+
+/// Writes data to stdout; a reader that closed the pipe is not a failure.
+fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("write", "stdout")(error)),
+        _ => Ok(()),
+    }
+}
+
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -33,22 +33,7 @@ pub struct AdamW {
 /// All of one length.
 pub fn adamw_step(options: &AdamW, parameters: &Tensor, first: &Tensor, second: &Tensor, grad: &Tensor) -> Result<()> {
     let grad = values(grad)?;
-    let AdamW { rate, beta1, beta2, eps, weight_decay, gradient_scale, step } = *options;
-    let correction1 = 1.0 - beta1.powf(step as f64);
-    let correction2 = 1.0 - beta2.powf(step as f64);
-    let keep = (1.0 - rate * weight_decay) as f32;
-    let step_size = (rate / correction1) as f32;
-    let root = correction2.sqrt() as f32;
-    let (gain, eps) = (gradient_scale as f32, eps as f32);
-    let (new1, new2, beta2) = ((1.0 - beta1) as f32, (1.0 - beta2) as f32, beta2 as f32);
-    let update = |p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]| {
-        for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
-            let g = g * gain;
-            *m += (g - *m) * new1;
-            *v = *v * beta2 + g * g * new2;
-            *p = *p * keep - step_size * (*m / (v.sqrt() / root + eps));
-        }
-    };
+    let update = Update::new(options);
     let mut inner = Ok(());
     modify(parameters, |p| {
         inner = modify_both(first, second, |m, v| {
@@ -56,10 +41,53 @@ pub fn adamw_step(options: &AdamW, parameters: &Tensor, first: &Tensor, second: 
                 .zip(m.par_chunks_mut(BLOCK))
                 .zip(v.par_chunks_mut(BLOCK))
                 .zip(grad.par_chunks(BLOCK))
-                .for_each(|(((p, m), v), g)| simd::vectorised(|| update(p, m, v, g)));
+                .for_each(|(((p, m), v), g)| {
+                    simd::vectorised(
+                        #[inline(always)]
+                        || update.apply(p, m, v, g),
+                    )
+                });
         });
     })?;
     inner
+}
+
+/// The constants of a step, in the precision of the parameters.
+struct Update {
+    keep: f32,
+    step_size: f32,
+    root: f32,
+    eps: f32,
+    gain: f32,
+    new1: f32,
+    new2: f32,
+    beta2: f32,
+}
+
+impl Update {
+    fn new(options: &AdamW) -> Self {
+        let AdamW { rate, beta1, beta2, eps, weight_decay, gradient_scale, step } = *options;
+        Self {
+            keep: (1.0 - rate * weight_decay) as f32,
+            step_size: (rate / (1.0 - beta1.powf(step as f64))) as f32,
+            root: (1.0 - beta2.powf(step as f64)).sqrt() as f32,
+            eps: eps as f32,
+            gain: gradient_scale as f32,
+            new1: (1.0 - beta1) as f32,
+            new2: (1.0 - beta2) as f32,
+            beta2: beta2 as f32,
+        }
+    }
+
+    #[inline(always)]
+    fn apply(&self, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+        for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
+            let g = g * self.gain;
+            *m += (g - *m) * self.new1;
+            *v = *v * self.beta2 + g * g * self.new2;
+            *p = *p * self.keep - self.step_size * (*m / (v.sqrt() / self.root + self.eps));
+        }
+    }
 }
 
 fn modify_both(a: &Tensor, b: &Tensor, change: impl FnOnce(&mut [f32], &mut [f32])) -> Result<()> {

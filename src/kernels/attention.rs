@@ -147,11 +147,14 @@ impl<'a> Sequence<'a> {
         for (head, first, last) in self.blocks() {
             let scores = &mut scores[..(last - first) * last];
             self.scores(head, first, last, scores);
-            simd::vectorised(|| {
-                for (row, scores) in scores.chunks_exact_mut(last).enumerate() {
-                    lse[(first + row) * queries + head] = softmax(scores, first + row + 1, self.heads.scale());
-                }
-            });
+            simd::vectorised(
+                #[inline(always)]
+                || {
+                    for (row, scores) in scores.chunks_exact_mut(last).enumerate() {
+                        lse[(first + row) * queries + head] = softmax(scores, first + row + 1, self.heads.scale());
+                    }
+                },
+            );
             let width = self.heads.query_width();
             let out = &mut out[first * width + head * dim..];
             let probabilities = Matrix::new(scores, last - first, last);
@@ -179,14 +182,17 @@ impl<'a> Sequence<'a> {
             let dout_rows = self.query_rows(dout, head, first, last);
             let v = self.key_rows(self.v, head, last).t();
             matmul(Exec::Alone, Into::Overwrite, MatrixMut::new(dp, rows, last), dout_rows, v);
-            simd::vectorised(|| {
-                for (row, (p, dp)) in p.chunks_exact_mut(last).zip(dp.chunks_exact_mut(last)).enumerate() {
-                    let at = (first + row) * wide + head * dim;
-                    let mean = simd::dot(&out[at..at + dim], &dout[at..at + dim]);
-                    let shift = lse[(first + row) * queries + head];
-                    softmax_backward(p, dp, first + row + 1, shift, mean, scale);
-                }
-            });
+            simd::vectorised(
+                #[inline(always)]
+                || {
+                    for (row, (p, dp)) in p.chunks_exact_mut(last).zip(dp.chunks_exact_mut(last)).enumerate() {
+                        let at = (first + row) * wide + head * dim;
+                        let mean = simd::dot(&out[at..at + dim], &dout[at..at + dim]);
+                        let shift = lse[(first + row) * queries + head];
+                        softmax_backward(p, dp, first + row + 1, shift, mean, scale);
+                    }
+                },
+            );
             let key = head / (queries / keys) * dim;
             let (p, ds) = (Matrix::new(p, rows, last), Matrix::new(dp, rows, last));
             let dv = MatrixMut::strided(&mut dv[key..], last, dim, narrow);

@@ -8,12 +8,12 @@ use crate::error::Result;
 use candle_core::Tensor;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Logits held at once: 8 Mi values, 32 MiB.
-const LOGITS: usize = 8 << 20;
+/// Logits held at once: 512 Ki values, 2 MiB.
+const LOGITS: usize = 1 << 19;
 
 /// Rows of one chunk; depends on the vocabulary alone.
 fn chunk_rows(vocabulary: usize) -> usize {
-    (LOGITS / vocabulary).clamp(16, 512)
+    (LOGITS / vocabulary).clamp(64, 512)
 }
 
 /// The negative log-likelihood of each target in nats: `logsumexp(w xᵢ) − (w xᵢ)[targetᵢ]`.
@@ -80,7 +80,10 @@ fn rows_nll(exec: Exec, logits: &mut [f32], vocabulary: usize, targets: &[u32], 
     let nll: Vec<AtomicU64> = targets.iter().map(|_| AtomicU64::new(0)).collect();
     for_blocks(exec, logits, vocabulary, |row, logits| {
         let target = targets[row] as usize;
-        let loss = simd::vectorised(|| row_nll(logits, target, scale));
+        let loss = simd::vectorised(
+            #[inline(always)]
+            || row_nll(logits, target, scale),
+        );
         nll[row].store(loss.to_bits(), Ordering::Relaxed);
     });
     nll.into_iter().map(|bits| f64::from_bits(bits.into_inner())).collect()

@@ -114,7 +114,10 @@ pub fn add_assign(exec: Exec, target: &Tensor, source: &Tensor) -> Result<()> {
     modify(target, |target| {
         for_blocks(exec, target, 1 << 14, |block, target| {
             let source = &source[block << 14..];
-            simd::vectorised(|| target.iter_mut().zip(source).for_each(|(t, s)| *t += s));
+            simd::vectorised(
+                #[inline(always)]
+                || target.iter_mut().zip(source).for_each(|(t, s)| *t += s),
+            );
         });
     })
 }

@@ -14,14 +14,17 @@ pub fn rms_norm(exec: Exec, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Ten
     let mut y = vec![0f32; n * width];
     for_blocks(exec, &mut y, ROW_BLOCK * width, |block, y| {
         let x = &x[block * ROW_BLOCK * width..];
-        simd::vectorised(|| {
-            for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-                let scale = inverse_rms(x, eps);
-                for ((y, x), w) in y.iter_mut().zip(x).zip(weight.iter()) {
-                    *y = w * (x * scale);
+        simd::vectorised(
+            #[inline(always)]
+            || {
+                for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+                    let scale = inverse_rms(x, eps);
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(weight.iter()) {
+                        *y = w * (x * scale);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     tensor(y, n, width)
 }
@@ -47,7 +50,10 @@ pub fn rms_norm_backward(
     modify(&dx, |dx| {
         for_blocks(exec, dx, ROW_BLOCK * width, |block, dx| {
             let start = block * ROW_BLOCK * width;
-            simd::vectorised(|| rows_backward(&x[start..], &weight, eps, &dy[start..], dx));
+            simd::vectorised(
+                #[inline(always)]
+                || rows_backward(&x[start..], &weight, eps, &dy[start..], dx),
+            );
         });
     })?;
     let blocks = n.div_ceil(ROW_BLOCK);
@@ -55,7 +61,10 @@ pub fn rms_norm_backward(
     for_blocks(exec, &mut partial, width, |block, partial| {
         let start = block * ROW_BLOCK * width;
         let end = (start + ROW_BLOCK * width).min(n * width);
-        simd::vectorised(|| weight_backward(&x[start..end], eps, &dy[start..end], partial));
+        simd::vectorised(
+            #[inline(always)]
+            || weight_backward(&x[start..end], eps, &dy[start..end], partial),
+        );
     });
     modify(dweight, |dweight| {
         for partial in partial.chunks_exact(width) {

@@ -41,11 +41,14 @@ pub fn rope(exec: Exec, x: &Tensor, table: &RopeTable, lengths: &[usize], invers
     modify(x, |x| {
         let sequences = split_mut(x, lengths.iter().map(|length| length * width));
         super::for_each(exec, sequences, |_, rows| {
-            simd::vectorised(|| {
-                for (position, row) in rows.chunks_exact_mut(width).enumerate() {
-                    rotate(row, table, position, sign);
-                }
-            });
+            simd::vectorised(
+                #[inline(always)]
+                || {
+                    for (position, row) in rows.chunks_exact_mut(width).enumerate() {
+                        rotate(row, table, position, sign);
+                    }
+                },
+            );
         });
     })
 }

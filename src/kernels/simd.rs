@@ -5,7 +5,8 @@ const LANES: usize = 16;
 
 /// Runs `work` compiled for the best instruction set of this machine.
 ///
-/// The loops inside must be written so that the compiler can vectorise them; they are inlined into the chosen version.
+/// The closure must be marked `#[inline(always)]`: code that is not inlined into the chosen version is compiled for the
+/// plain one.
 #[inline(always)]
 pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)

@@ -16,11 +16,14 @@ pub fn swiglu(exec: Exec, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let mut out = vec![0f32; n * width];
     for_blocks(exec, &mut out, BLOCK, |block, out| {
         let (gate, up) = (&gate[block * BLOCK..], &up[block * BLOCK..]);
-        simd::vectorised(|| {
-            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                *out = gate * simd::sigmoid(*gate) * up;
-            }
-        });
+        simd::vectorised(
+            #[inline(always)]
+            || {
+                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                    *out = gate * simd::sigmoid(*gate) * up;
+                }
+            },
+        );
     });
     tensor(out, n, width)
 }
@@ -35,22 +38,28 @@ pub fn swiglu_backward(exec: Exec, gate: &Tensor, up: &Tensor, dout: &Tensor) ->
     let mut dgate = vec![0f32; n * width];
     for_blocks(exec, &mut dgate, BLOCK, |block, dgate| {
         let (gate, up, dout) = (&gate[block * BLOCK..], &up[block * BLOCK..], &dout[block * BLOCK..]);
-        simd::vectorised(|| {
-            for (((dgate, gate), up), dout) in dgate.iter_mut().zip(gate).zip(up).zip(dout) {
-                let s = simd::sigmoid(*gate);
-                *dgate = dout * up * s * (gate * (1.0 - s) + 1.0);
-            }
-        });
+        simd::vectorised(
+            #[inline(always)]
+            || {
+                for (((dgate, gate), up), dout) in dgate.iter_mut().zip(gate).zip(up).zip(dout) {
+                    let s = simd::sigmoid(*gate);
+                    *dgate = dout * up * s * (gate * (1.0 - s) + 1.0);
+                }
+            },
+        );
     });
     let dup = tensor(vec![0f32; n * width], n, width)?;
     modify(&dup, |dup| {
         for_blocks(exec, dup, BLOCK, |block, dup| {
             let (gate, dout) = (&gate[block * BLOCK..], &dout[block * BLOCK..]);
-            simd::vectorised(|| {
-                for ((dup, gate), dout) in dup.iter_mut().zip(gate).zip(dout) {
-                    *dup = dout * gate * simd::sigmoid(*gate);
-                }
-            });
+            simd::vectorised(
+                #[inline(always)]
+                || {
+                    for ((dup, gate), dout) in dup.iter_mut().zip(gate).zip(dout) {
+                        *dup = dout * gate * simd::sigmoid(*gate);
+                    }
+                },
+            );
         });
     })?;
     Ok((tensor(dgate, n, width)?, dup))

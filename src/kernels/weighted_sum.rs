@@ -56,12 +56,15 @@ pub fn weighted_sum(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
             let start = tile * TILE + block * sums.len();
             let sums = &mut sums[..out.len()];
             sums.fill(0.0);
-            simd::vectorised(|| {
-                for (weight, values) in members {
-                    accumulate(sums, *weight, values.slice(start, out.len()));
-                }
-                out.iter_mut().zip(sums.iter()).for_each(|(out, sum)| *out = *sum as f32);
-            });
+            simd::vectorised(
+                #[inline(always)]
+                || {
+                    for (weight, values) in members {
+                        accumulate(sums, *weight, values.slice(start, out.len()));
+                    }
+                    out.iter_mut().zip(sums.iter()).for_each(|(out, sum)| *out = *sum as f32);
+                },
+            );
         }
     });
 }

@@ -298,6 +298,17 @@ impl Scorer<'_> {
         self.evals.iter().map(|eval| eval.name.clone()).collect()
     }
 
+    /// What is stored for each eval set, by how the model came about; computes nothing.
+    pub fn stored(&self, estimator: &str) -> Vec<(String, Vec<Scored>)> {
+        let of = |eval: &EvalHandle| {
+            let records = eval.log.records().filter(|record| record.estimator == estimator);
+            let scored =
+                |record: &ScoreRecord| Scored { eval_set: eval.name.clone(), record: record.clone(), cached: true };
+            (eval.name.clone(), records.map(scored).collect())
+        };
+        self.evals.iter().map(of).collect()
+    }
+
     /// Whether every score of these members is stored.
     pub fn is_cached(&self, members: &[Member]) -> bool {
         let key = score_key(members);
@@ -311,6 +322,17 @@ impl Scorer<'_> {
     /// # Errors
     /// [`Error::Mismatch`] when members do not fit the pool, [`Error::NotFinite`] when a log-likelihood is not finite.
     pub fn score(&mut self, members: &[Member], label: &str, observer: &dyn Observer) -> Result<Vec<Scored>> {
+        self.score_as(members, label, "merged", observer)
+    }
+
+    /// As [`Scorer::score`], noting in the log how the model came about.
+    pub fn score_as(
+        &mut self,
+        members: &[Member],
+        label: &str,
+        estimator: &str,
+        observer: &dyn Observer,
+    ) -> Result<Vec<Scored>> {
         let key = score_key(members);
         let mut merge_seconds = None;
         let mut scored = Vec::with_capacity(self.evals.len());
@@ -325,7 +347,14 @@ impl Scorer<'_> {
                 Some(seconds) => seconds,
                 None => *merge_seconds.insert(self.merge(members)?),
             };
-            let record = self.evaluate(index, &key, label, merge_seconds)?;
+            let record = ScoreRecord {
+                key: key.clone(),
+                mixture: label.to_owned(),
+                estimator: estimator.to_owned(),
+                merge_seconds,
+                ..self.evaluate(index, label)?
+            };
+            self.evals[index].log.append(record.clone())?;
             scored.push(Scored { eval_set: self.evals[index].name.clone(), record, cached: false });
         }
         Ok(scored)
@@ -345,7 +374,8 @@ impl Scorer<'_> {
         Ok(start.elapsed().as_secs_f64())
     }
 
-    fn evaluate(&mut self, index: usize, key: &str, label: &str, merge_seconds: f64) -> Result<ScoreRecord> {
+    /// Runs the model over one eval set.
+    fn evaluate(&mut self, index: usize, label: &str) -> Result<ScoreRecord> {
         let Settings { window, prefix_token, .. } = self.pool.settings;
         let eval = &mut self.evals[index];
         let set = match &eval.set {
@@ -361,16 +391,12 @@ impl Scorer<'_> {
         };
         let documents = evaluator.nll(set)?;
         let place = format!("eval set '{}' under mixture '{label}'", eval.name);
-        let record = ScoreRecord {
-            key: key.to_owned(),
-            mixture: label.to_owned(),
+        Ok(ScoreRecord {
             score: Score::from_documents(&documents, set.n_tokens(), set.n_bytes(), &place)?,
-            merge_seconds,
             eval_seconds: start.elapsed().as_secs_f64(),
             documents,
-        };
-        eval.log.append(record.clone())?;
-        Ok(record)
+            ..ScoreRecord::default()
+        })
     }
 }
 

@@ -19,12 +19,14 @@ const PREFIX: usize = 16;
 const HASH: usize = 16;
 
 /// One stored score.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ScoreRecord {
     /// Hash of the models and exact weights that were merged.
     pub key: String,
     /// The mixture as it was asked for, for people who read the log.
     pub mixture: String,
+    /// How the model came about: `merged` from experts, or `ground-truth`.
+    pub estimator: String,
     /// The sums.
     #[serde(flatten)]
     pub score: Score,

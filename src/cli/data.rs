@@ -1,0 +1,229 @@
+//! Data commands: tokenizer, init, register, eval-set, train.
+
+use super::{NotationArgs, Session, print};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::pool::{Outcome, Pool, parse_count};
+use crate::progress::Observer;
+use crate::text::{ReadOptions, Tokenizer};
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Subcommand)]
+pub(super) enum TokenizerCommand {
+    /// Train byte-level BPE on text files
+    ///
+    /// Example: mixpool tokenizer train general.txt code.jsonl.gz --vocab 4096 --out tokenizer.json
+    Train(TokenizerTrain),
+}
+
+#[derive(Args)]
+pub(super) struct TokenizerTrain {
+    /// Text files: .txt or .jsonl, plain, .gz or .zst
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Number of entries, `<|endoftext|>` included
+    #[arg(long, value_name = "N")]
+    vocab: usize,
+    /// Where to write tokenizer.json
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    text: TextArgs,
+}
+
+/// How records hold their text.
+#[derive(Args, Clone)]
+struct TextArgs {
+    /// Field of JSON records that holds the text; dots reach into nested objects
+    #[arg(long, default_value = "text", value_name = "FIELD")]
+    text_field: String,
+}
+
+impl TextArgs {
+    fn options(&self) -> ReadOptions {
+        ReadOptions { text_field: self.text_field.clone(), ..ReadOptions::default() }
+    }
+}
+
+impl TokenizerCommand {
+    pub(super) fn run(self, session: &Session) -> Result<()> {
+        let Self::Train(TokenizerTrain { files: paths, vocab, out, text }) = self;
+        let bytes = Tokenizer::train(&paths, &text.options(), vocab)?;
+        files::publish(&out, &bytes)?;
+        session.observer.note(&format!("wrote '{}' with {vocab} entries", out.display()));
+        Ok(())
+    }
+}
+
+/// Create a pool from a recipe
+///
+/// A recipe is a YAML file:
+///
+///   model: nano                # pico, nano, micro, small, smol-135m, or the fields of a config.json
+///   tokenizer: tokenizer.json
+///   seed:                      # the model every expert starts from
+///     files: [general.txt]
+///     tokens: 2M
+///     learning_rate: 3e-3      # cosine by default
+///   expert:                    # one per unit of every partition
+///     tokens: 200k             # default: one pass over the unit
+///     learning_rate: 3e-4      # constant and small: what keeps experts mergeable
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Init {
+    /// The recipe
+    recipe: PathBuf,
+}
+
+impl Init {
+    pub(super) fn run(self, session: &Session) -> Result<()> {
+        let pool = Pool::init(&session.pool, &self.recipe, &session.observer)?;
+        let parameters = pool.layout().len();
+        session.observer.note(&format!(
+            "pool '{}': models of {parameters} parameters, vocabulary {}; next: register partitions, then train",
+            pool.root().display(),
+            pool.settings().model.vocab_size
+        ));
+        Ok(())
+    }
+}
+
+/// Add a data partition
+///
+/// The documents are tokenised and kept in the pool; registering the same again changes nothing.
+///
+/// Example: mixpool register wiki wiki-0.jsonl.zst wiki-1.jsonl.zst --units 4
+#[derive(Args)]
+pub(super) struct Register {
+    /// Name of the partition
+    name: String,
+    /// Text files: .txt or .jsonl, plain, .gz or .zst
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Cut the documents into N units of about equal length; one expert is trained per unit
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    units: usize,
+    #[command(flatten)]
+    text: TextArgs,
+}
+
+impl Register {
+    pub(super) fn run(self, session: &Session) -> Result<()> {
+        let Self { name, files, units, text } = self;
+        let pool = session.open()?;
+        let (partition, outcome) = pool.register(&name, &files, units, &text.options(), &session.observer)?;
+        let manifest = pool.tokens(&partition.tokens)?.manifest().clone();
+        session.observer.note(&format!(
+            "partition '{name}' {}: {} documents, {} tokens, {units} unit(s)",
+            worded(outcome),
+            manifest.n_docs,
+            manifest.n_tokens
+        ));
+        Ok(())
+    }
+}
+
+/// Add held-out documents
+///
+/// Documents that also occur in a partition or in the seed's text are refused.
+///
+/// Example: mixpool eval-set wiki-test held-out.jsonl --text-field content
+#[derive(Args)]
+pub(super) struct EvalSet {
+    /// Name of the eval set
+    name: String,
+    /// Text files: .txt or .jsonl, plain, .gz or .zst
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    text: TextArgs,
+}
+
+impl EvalSet {
+    pub(super) fn run(self, session: &Session) -> Result<()> {
+        let Self { name, files, text } = self;
+        let pool = session.open()?;
+        let (binding, outcome) = pool.add_eval_set(&name, &files, &text.options(), &session.observer)?;
+        let manifest = pool.tokens(&binding.tokens)?.manifest().clone();
+        session.observer.note(&format!(
+            "eval set '{name}' {}: {} documents, {} tokens",
+            worded(outcome),
+            manifest.n_docs,
+            manifest.n_tokens
+        ));
+        Ok(())
+    }
+}
+
+fn worded(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Added => "added",
+        Outcome::Unchanged => "was there already",
+    }
+}
+
+/// Train what is missing: seed model, experts, or a model on a mixture
+///
+/// Without a name: the seed model, then the experts of every partition. Training may be stopped at any time; the same
+/// command goes on where it stopped and ends with the same bytes.
+///
+/// Examples: mixpool train | mixpool train code wiki | mixpool train --mixture code=0.7+wiki=0.3
+#[derive(Args)]
+pub(super) struct Train {
+    /// Partitions whose experts are wanted, or `seed` [default: all]
+    names: Vec<String>,
+    /// Train a model on this mixture for real
+    #[arg(long, value_name = "MIX", conflicts_with = "names")]
+    mixture: Option<String>,
+    /// Training tokens for --mixture, e.g. 500k [default: those of the experts in it together]
+    #[arg(long, value_name = "TOKENS", requires = "mixture")]
+    tokens: Option<String>,
+    #[command(flatten)]
+    notation: NotationArgs,
+}
+
+impl Train {
+    pub(super) fn run(self, session: &Session) -> Result<()> {
+        let pool = session.open()?;
+        let observer = &session.observer;
+        if let Some(mixture) = &self.mixture {
+            let tokens = token_budget(self.tokens.as_deref())?;
+            let mixture = &self.notation.parse(std::slice::from_ref(mixture), &pool)?[0];
+            let recipe = pool.mixture_recipe(mixture, tokens)?;
+            train_seed(&pool, observer)?;
+            let manifest = pool.get_or_train(&recipe, &mixture.to_string(), observer)?;
+            return print(&format!("{}\n", manifest.id));
+        }
+        let names = if self.names.is_empty() { pool.partitions()?.into_keys().collect() } else { self.names };
+        let partitions = names.iter().filter(|name| *name != "seed").map(|name| pool.partition(name));
+        let partitions = partitions.collect::<Result<Vec<_>>>()?; // all names checked before anything is trained
+        train_seed(&pool, observer)?;
+        for partition in &partitions {
+            train_experts(&pool, partition, observer)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads `--tokens`.
+pub(super) fn token_budget(text: Option<&str>) -> Result<Option<u64>> {
+    let refuse = |text: &str| Error::Usage(format!("'--tokens {text}': expected a number such as 500000, 500k or 2M"));
+    text.map(|text| parse_count(text).filter(|n| *n > 0).ok_or_else(|| refuse(text))).transpose()
+}
+
+/// The seed model, trained if it is missing.
+pub(super) fn train_seed(pool: &Pool, observer: &dyn Observer) -> Result<()> {
+    pool.get_or_train(&pool.seed_recipe()?, "seed model", observer).map(|_| ())
+}
+
+/// Every expert of a partition, trained if missing.
+pub(super) fn train_experts(pool: &Pool, partition: &crate::pool::Partition, observer: &dyn Observer) -> Result<()> {
+    let units = partition.units.len();
+    for unit in 0..units {
+        let recipe = pool.expert_recipe(partition, unit)?;
+        let part = if units > 1 { format!(" {}/{units}", unit + 1) } else { String::new() };
+        pool.get_or_train(&recipe, &format!("expert '{}'{part}", partition.name), observer)?;
+    }
+    Ok(())
+}

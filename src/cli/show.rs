@@ -1,0 +1,225 @@
+//! Show commands: ls, show, verify.
+
+use super::{Session, print};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::pool::{Manifest, Pool, Recipe, Start};
+use crate::report::render;
+use clap::Args;
+use serde::Serialize;
+
+/// One line of `ls`.
+#[derive(Serialize)]
+struct Row {
+    kind: &'static str,
+    name: String,
+    n_docs: Option<u64>,
+    n_tokens: Option<u64>,
+    n_bytes: Option<u64>,
+    units: Option<usize>,
+    trained: Option<usize>,
+    loss: Option<f64>,
+    relative_update: Option<f64>,
+}
+
+impl Row {
+    fn of(kind: &'static str, name: &str) -> Self {
+        let name = name.to_owned();
+        Self {
+            kind,
+            name,
+            n_docs: None,
+            n_tokens: None,
+            n_bytes: None,
+            units: None,
+            trained: None,
+            loss: None,
+            relative_update: None,
+        }
+    }
+
+    fn with_tokens(mut self, pool: &Pool, hash: &str) -> Result<Self> {
+        let tokens = pool.tokens(hash)?;
+        let manifest = tokens.manifest();
+        self.n_docs = Some(manifest.n_docs);
+        self.n_tokens = Some(manifest.n_tokens);
+        self.n_bytes = Some(manifest.n_bytes);
+        Ok(self)
+    }
+}
+
+/// Lists seed model, partitions and eval sets.
+pub(super) fn list(session: &Session) -> Result<()> {
+    let pool = session.open()?;
+    let seed = pool.manifest(&pool.seed_recipe()?.id()?)?;
+    let mut first = Row::of("seed", "seed").with_tokens(&pool, &pool.settings().seed_tokens)?;
+    first.trained = Some(usize::from(seed.is_some()));
+    first.loss = seed.map(|seed| seed.final_loss);
+    let mut rows = vec![first];
+    for (name, partition) in pool.partitions()? {
+        let experts = experts(&pool, &name)?;
+        let trained: Vec<&Manifest> = experts.iter().flatten().collect();
+        let mut row = Row::of("partition", &name).with_tokens(&pool, &partition.tokens)?;
+        row.units = Some(experts.len());
+        row.trained = Some(trained.len());
+        row.loss = mean(trained.iter().map(|expert| Some(expert.final_loss)));
+        row.relative_update = mean(trained.iter().map(|expert| expert.relative_update));
+        rows.push(row);
+    }
+    for name in pool.eval_names()? {
+        rows.push(Row::of("eval set", &name).with_tokens(&pool, &pool.eval_binding(&name)?.tokens)?);
+    }
+    print(&render(&rows, session.format)?)
+}
+
+fn experts(pool: &Pool, name: &str) -> Result<Vec<Option<Manifest>>> {
+    let partition = pool.partition(name)?;
+    let expert = |unit| pool.manifest(&pool.expert_recipe(&partition, unit)?.id()?);
+    (0..partition.units.len()).map(expert).collect()
+}
+
+fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let values: Vec<f64> = values.flatten().collect();
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Show a partition, an eval set, the seed model or an object
+///
+/// NAME is a partition, an eval set, `seed`, or the first digits of an object's id. For a partition: its units, and for
+/// each expert how far it moved from the seed model (the relative update), its loss and its cost.
+#[derive(Args)]
+pub(super) struct Show {
+    /// What to show
+    name: String,
+}
+
+/// One model, as `show` prints it.
+#[derive(Serialize)]
+struct ModelRow {
+    object: String,
+    name: String,
+    start: String,
+    n_parameters: u64,
+    n_tokens: u64,
+    steps: u64,
+    learning_rate: f64,
+    final_loss: f64,
+    relative_update: Option<f64>,
+    seconds: f64,
+    weights: String,
+}
+
+impl ModelRow {
+    fn new(name: &str, manifest: &Manifest) -> Self {
+        let Recipe { start, train, .. } = &manifest.recipe;
+        let start = match start {
+            Start::Scratch => "scratch".to_owned(),
+            Start::Object(id) => short(id),
+        };
+        Self {
+            object: short(&manifest.id),
+            name: name.to_owned(),
+            start,
+            n_parameters: manifest.n_parameters,
+            n_tokens: manifest.n_tokens,
+            steps: train.steps,
+            learning_rate: train.learning_rate,
+            final_loss: manifest.final_loss,
+            relative_update: manifest.relative_update,
+            seconds: manifest.seconds,
+            weights: short(&manifest.weights),
+        }
+    }
+}
+
+fn short(hash: &str) -> String {
+    hash.chars().take(12).collect()
+}
+
+impl Show {
+    pub(super) fn run(self, session: &Session) -> Result<()> {
+        let pool = session.open()?;
+        let name = self.name.as_str();
+        let models = if name == "seed" {
+            pool.manifest(&pool.seed_recipe()?.id()?)?.into_iter().collect()
+        } else if pool.partitions()?.contains_key(name) {
+            experts(&pool, name)?.into_iter().flatten().collect()
+        } else if pool.eval_names()?.iter().any(|eval| eval == name) {
+            let row = Row::of("eval set", name).with_tokens(&pool, &pool.eval_binding(name)?.tokens)?;
+            return print(&render(&[row], session.format)?);
+        } else {
+            objects_beginning_with(&pool, name)?
+        };
+        if models.is_empty() {
+            session.observer_note(&format!("'{name}' has no trained model yet; run 'mixpool train'"));
+        }
+        let rows: Vec<ModelRow> = models.iter().map(|manifest| ModelRow::new(name, manifest)).collect();
+        print(&render(&rows, session.format)?)
+    }
+}
+
+impl Session {
+    fn observer_note(&self, line: &str) {
+        crate::progress::Observer::note(&self.observer, line);
+    }
+}
+
+fn objects_beginning_with(pool: &Pool, prefix: &str) -> Result<Vec<Manifest>> {
+    let found: Vec<Manifest> =
+        pool.manifests()?.into_iter().filter(|manifest| manifest.id.starts_with(prefix)).collect();
+    if found.is_empty() || prefix.len() < 4 {
+        return Err(Error::Usage(format!(
+            "'{prefix}' is neither a partition, an eval set, 'seed', nor the beginning of an object's id; \
+             'mixpool ls' lists the names"
+        )));
+    }
+    Ok(found)
+}
+
+/// Check that everything stored is whole
+///
+/// Opens every manifest, token file, model and score log and compares sizes; with --deep every byte is read and compared
+/// with the recorded hash.
+#[derive(Args)]
+pub(super) struct Verify {
+    /// Read every byte
+    #[arg(long)]
+    deep: bool,
+}
+
+impl Verify {
+    pub(super) fn run(self, session: &Session) -> Result<()> {
+        let pool = session.open()?;
+        let mut checked = 0;
+        for folder in files::list(&pool.root().join("tokens"))? {
+            let hash = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let tokens = pool.tokens(&hash)?;
+            if self.deep || tokens.manifest().hash != hash {
+                tokens.verify(&folder)?;
+            }
+            checked += 1;
+        }
+        for manifest in pool.manifests()? {
+            let folder = pool.object_folder(&manifest.id);
+            let weights = folder.join("model.safetensors");
+            let differences = pool.layout().differences(&crate::model::Checkpoint::open(&folder)?.layout());
+            if let Some(difference) = differences.first() {
+                return Err(Error::damaged(&weights, difference.clone()));
+            }
+            if self.deep && files::hash_file(&weights)? != manifest.weights {
+                let problem = format!(
+                    "its bytes do not match its manifest; delete '{}' and run 'mixpool train' again",
+                    folder.display()
+                );
+                return Err(Error::damaged(&weights, problem));
+            }
+            checked += 1;
+        }
+        let evals = pool.scorer(&[]).map(|scorer| scorer.eval_names().len()).or_else(|error| match error {
+            Error::Usage(_) => Ok(0), // no eval set yet
+            other => Err(other),
+        })?;
+        session.observer_note(&format!("{checked} objects and token files and {evals} score logs are whole"));
+        Ok(())
+    }
+}
