@@ -62,7 +62,7 @@ impl Validate {
 }
 
 /// `n` of the candidates, chosen at random but always the same ones, in their order.
-fn draw(candidates: Vec<Mixture>, n: usize) -> Vec<Mixture> {
+pub(super) fn draw(candidates: Vec<Mixture>, n: usize) -> Vec<Mixture> {
     let mut chosen = Stream::new(0, "validate").permutation(candidates.len());
     chosen.truncate(n);
     chosen.sort_unstable();
