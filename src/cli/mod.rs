@@ -45,6 +45,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 10 no pool here, 11 locked by another proce
 75 stopped and resumable, 130 interrupted. stdout is data, stderr is progress.";
 
 #[derive(Args)]
+#[command(next_help_heading = "Global options")]
 struct Global {
     /// Folder of the pool
     #[arg(long, global = true, default_value = "pool", env = "MIXPOOL_POOL", value_name = "DIR")]
@@ -65,33 +66,23 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the whole job on the text that ships with the project
     Demo(demo::Demo),
     /// Train a byte-level BPE tokenizer
     #[command(subcommand)]
     Tokenizer(data::TokenizerCommand),
-    /// Create a pool from a recipe
     Init(data::Init),
-    /// Add a data partition
     Register(data::Register),
-    /// Add held-out documents
     EvalSet(data::EvalSet),
-    /// Train what is missing: seed model, experts, or a model on a mixture
     Train(data::Train),
-    /// Score mixtures by merging experts
     Score(question::Score),
-    /// Rank candidate mixtures by merging experts
     Rank(question::Rank),
-    /// Train some mixtures for real and report how well merging predicted them
     Validate(validate::Validate),
     /// Write rankings, scores or a merged model to files
     #[command(subcommand)]
     Export(question::Export),
     /// List what the pool holds
     Ls,
-    /// Show a partition, an eval set, the seed model or an object
     Show(show::Show),
-    /// Check that everything stored is whole
     Verify(show::Verify),
 }
 
