@@ -16,6 +16,8 @@
 //! | questions | [`search`], [`rank`] |
 //! | answers | [`report`], [`cli`] |
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
+
 pub mod cli;
 pub mod error;
 pub mod eval;

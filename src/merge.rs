@@ -1,11 +1,8 @@
 //! Merge: parameters averaged by a mixture's weights, straight from mapped files into one flat buffer.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::weighted_sum;
 use crate::model::{Checkpoint, Layout};
-
-/// How many differences a refusal lists.
-const SHOWN: usize = 5;
 
 /// Writes Σ `weight · parameters` over `out`, tensor by tensor in the order of `layout`.
 ///
@@ -13,10 +10,10 @@ const SHOWN: usize = 5;
 /// is allocated and nothing is written to disk, whatever the number of members.
 ///
 /// # Errors
-/// [`Error::Mismatch`] when a member's tensor names or shapes differ from the layout's.
+/// [`crate::Error::Mismatch`] when a member's tensor names or shapes differ from the layout's.
 pub fn average(out: &mut [f32], layout: &Layout, members: &[(f64, &Checkpoint)]) -> Result<()> {
     for (_, member) in members {
-        check_layout(layout, member)?;
+        member.check(layout)?;
     }
     for parameter in layout.parameters() {
         let sources: Vec<_> = members
@@ -26,18 +23,4 @@ pub fn average(out: &mut [f32], layout: &Layout, members: &[(f64, &Checkpoint)])
         weighted_sum(&mut out[parameter.range()], &sources);
     }
     Ok(())
-}
-
-/// Refuses a checkpoint whose tensors are not those of `layout`.
-fn check_layout(layout: &Layout, member: &Checkpoint) -> Result<()> {
-    let differences = layout.differences(&member.layout());
-    if differences.is_empty() {
-        return Ok(());
-    }
-    let more = differences.len().saturating_sub(SHOWN);
-    let mut shown = differences[..differences.len().min(SHOWN)].join("; ");
-    if more > 0 {
-        shown.push_str(&format!("; and {more} more"));
-    }
-    Err(Error::Mismatch { what: format!("cannot merge '{}'", member.path().display()), differences: shown })
 }

@@ -1,4 +1,4 @@
-//! Agreement of scorings: the values SciPy gives, from scripts/reference/agreement.py.
+//! Agreement of scorings: the values `SciPy` gives, from scripts/reference/agreement.py.
 
 use mixpool::rank::agreement::{
     average_ranks, decision_accuracy, kendall_tau_b, pearson, regret, spearman, top_k_overlap,

@@ -58,7 +58,7 @@ struct Global {
     threads: Option<usize>,
     /// How results are written to stdout
     #[arg(long, global = true, value_enum, default_value_t)]
-    format: Format,
+    format: FormatArg,
     /// No progress on stderr
     #[arg(short, long, global = true)]
     quiet: bool,
@@ -96,6 +96,27 @@ struct Session {
 impl Session {
     fn open(&self) -> Result<Pool> {
         Pool::open(&self.pool)
+    }
+}
+
+#[derive(Clone, Copy, Default, clap::ValueEnum)]
+enum FormatArg {
+    /// Aligned columns, numbers rounded
+    #[default]
+    Table,
+    /// Comma-separated, full precision
+    Csv,
+    /// One JSON value, full precision
+    Json,
+}
+
+impl From<FormatArg> for Format {
+    fn from(format: FormatArg) -> Self {
+        match format {
+            FormatArg::Table => Self::Table,
+            FormatArg::Csv => Self::Csv,
+            FormatArg::Json => Self::Json,
+        }
     }
 }
 
@@ -152,7 +173,7 @@ fn run(cli: Cli) -> Result<()> {
     }
     let workers = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build();
     let workers = workers.map_err(|error| Error::Usage(format!("cannot start the threads: {error}")))?;
-    let session = Session { pool, format, observer: Terminal::new(quiet)? };
+    let session = Session { pool, format: format.into(), observer: Terminal::new(quiet)? };
     // Inside the pool from the start, so that kernels find themselves on one of its threads.
     workers.install(|| dispatch(cli.command, &session))
 }

@@ -65,7 +65,8 @@ pub(super) fn score_all(
     what: &str,
     observer: &dyn Observer,
 ) -> Result<Vec<Vec<Scored>>> {
-    let members = mixtures.iter().map(|mixture| pool.members(mixture)).collect::<Result<Vec<_>>>()?;
+    let experts = pool.experts()?;
+    let members = mixtures.iter().map(|mixture| experts.members(mixture)).collect::<Result<Vec<_>>>()?;
     let missing = members.iter().filter(|members| !scorer.is_cached(members)).count();
     if missing > 0 {
         observer.begin(what, missing as u64, "mixtures");
@@ -282,7 +283,7 @@ impl ExportModel {
             let missing = || Error::Usage("the seed model is not trained yet; run 'mixpool train seed' first".into());
             pool.single(&manifest.ok_or_else(missing)?)
         } else {
-            pool.members(&self.notation.parse(std::slice::from_ref(&self.mixture), pool)?[0])?
+            pool.experts()?.members(&self.notation.parse(std::slice::from_ref(&self.mixture), pool)?[0])?
         };
         if self.out.exists() {
             return Err(Error::Usage(format!("'{}' exists already; choose another --out", self.out.display())));

@@ -1,4 +1,4 @@
-//! AdamW: one fused pass over flat parameters, moments and gradient.
+//! `AdamW`: one fused pass over flat parameters, moments and gradient.
 
 use super::{modify, simd, values};
 use crate::error::Result;
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 /// Values handled by one task; fixed, so that the gradient norm is the same for any number of threads.
 const BLOCK: usize = 1 << 14;
 
-/// The numbers of one AdamW step (Loshchilov and Hutter 2017, arXiv 1711.05101, in PyTorch's form).
+/// The numbers of one `AdamW` step (Loshchilov and Hutter 2017, arXiv 1711.05101, in `PyTorch`'s form).
 #[derive(Debug, Clone, Copy)]
 pub struct AdamW {
     /// Learning rate of this step.
@@ -45,7 +45,7 @@ pub fn adamw_step(options: &AdamW, parameters: &Tensor, first: &Tensor, second: 
                     simd::vectorised(
                         #[inline(always)]
                         || update.apply(p, m, v, g),
-                    )
+                    );
                 });
         });
     })?;

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 /// `x wᵀ`.
 ///
 /// # Shapes
-/// `x: [n, in]`, `w: [out, in]` (PyTorch's layout) → `[n, out]`.
+/// `x: [n, in]`, `w: [out, in]` (`PyTorch`'s layout) → `[n, out]`.
 pub fn linear(exec: Exec, x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let (n, inputs) = x.dims2()?;
     let outputs = w.dim(0)?;

@@ -139,7 +139,7 @@ pub(crate) fn for_each<T: Send>(exec: Exec, items: Vec<T>, each: impl Fn(usize, 
 }
 
 /// Cuts `all` into consecutive parts of the given lengths.
-pub(crate) fn split_mut<'a>(mut all: &'a mut [f32], lengths: impl Iterator<Item = usize>) -> Vec<&'a mut [f32]> {
+pub(crate) fn split_mut(mut all: &mut [f32], lengths: impl Iterator<Item = usize>) -> Vec<&mut [f32]> {
     lengths
         .map(|length| {
             let (part, rest) = std::mem::take(&mut all).split_at_mut(length);

@@ -1,4 +1,4 @@
-//! RoPE: rotary position embedding in the half-split form of Hugging Face weights.
+//! `RoPE`: rotary position embedding in the half-split form of Hugging Face weights.
 
 use super::{Exec, modify, simd, split_mut};
 use crate::error::Result;
@@ -25,7 +25,7 @@ impl RopeTable {
 
     /// How many positions the table covers.
     pub fn positions(&self) -> usize {
-        if self.half == 0 { usize::MAX } else { self.cos.len() / self.half }
+        self.cos.len().checked_div(self.half).unwrap_or(usize::MAX)
     }
 }
 

@@ -1,4 +1,4 @@
-//! SwiGLU: silu(gate) · up, element by element, and its gradient.
+//! `SwiGLU`: silu(gate) · up, element by element, and its gradient.
 
 use super::{Exec, for_blocks, modify, simd, tensor, values};
 use crate::error::Result;

@@ -17,7 +17,7 @@ pub enum Floats<'a> {
     F16(&'a [u8]),
 }
 
-impl<'a> Floats<'a> {
+impl Floats<'_> {
     /// Number of values.
     pub fn len(&self) -> usize {
         match self {

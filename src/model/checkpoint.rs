@@ -3,7 +3,7 @@
 use super::{Layout, ModelConfig};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::kernels::Floats;
+use crate::kernels::{Floats, weighted_sum};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -12,8 +12,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// File name of the parameters inside a model folder.
-pub const WEIGHTS: &str = "model.safetensors";
+pub(super) const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
+/// How many differences a refusal lists.
+const SHOWN: usize = 5;
 /// A header larger than this is refused unread; 100,000 tensors need about 12 MiB.
 const MAX_HEADER: u64 = 16 << 20;
 
@@ -55,7 +57,7 @@ impl Checkpoint {
             let bytes = data + info.data_offsets.0..data + info.data_offsets.1;
             tensors.insert(name, Entry { dtype: info.dtype, shape: info.shape.clone(), bytes });
         }
-        Ok(Self { map, tensors, path })
+        Ok(Self { path, map, tensors })
     }
 
     /// The file.
@@ -84,9 +86,32 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Mismatch`] when names or shapes differ from the layout's.
     pub fn read(&self, layout: &Layout) -> Result<Vec<f32>> {
+        self.check(layout)?;
         let mut values = vec![0f32; layout.len()];
-        crate::merge::average(&mut values, layout, &[(1.0, self)])?;
+        for parameter in layout.parameters() {
+            let source = self.tensor(&parameter.name).map(|source| (1.0, source));
+            weighted_sum(&mut values[parameter.range()], source.as_slice());
+        }
         Ok(values)
+    }
+
+    /// Refuses a checkpoint whose tensors are not those of `layout`.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with the first differences, expected then got.
+    pub fn check(&self, layout: &Layout) -> Result<()> {
+        let differences = layout.differences(&self.layout());
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let mut shown = differences.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+        if differences.len() > SHOWN {
+            shown.push_str(&format!("; and {} more", differences.len() - SHOWN));
+        }
+        Err(Error::Mismatch {
+            what: format!("'{}' does not fit the pool's model", self.path.display()),
+            differences: shown,
+        })
     }
 }
 
@@ -102,7 +127,7 @@ pub fn write_checkpoint(folder: &Path, config: &ModelConfig, layout: &Layout, va
 ///
 /// The safetensors crate's own writer is not used: it makes files that only their owner may read, does not flush them,
 /// and orders its metadata at random.
-pub fn write_tensors(path: &Path, layout: &Layout, values: &[f32]) -> Result<()> {
+pub(super) fn write_tensors(path: &Path, layout: &Layout, values: &[f32]) -> Result<()> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"})); // `transformers` insists on it
     for parameter in layout.parameters() {

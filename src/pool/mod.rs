@@ -52,6 +52,34 @@ pub struct Member {
     pub weight: f64,
 }
 
+/// The trained expert of every unit of every partition, as far as there is one.
+pub struct Experts {
+    units: BTreeMap<String, Vec<Option<Member>>>,
+}
+
+impl Experts {
+    /// The expert models of a mixture, each with its weight.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the partitions whose experts are not trained yet.
+    pub fn members(&self, mixture: &Mixture) -> Result<Vec<Member>> {
+        let mut members = Vec::new();
+        let mut missing = Vec::new();
+        for (name, unit, weight) in mixture.members() {
+            match self.units.get(name).and_then(|units| units.get(unit)?.clone()) {
+                Some(expert) => members.push(Member { weight, ..expert }),
+                None if missing.last() != Some(&name) => missing.push(name),
+                None => {}
+            }
+        }
+        if missing.is_empty() {
+            return Ok(canonical(members));
+        }
+        let (names, list) = (missing.join("', '"), missing.join(" "));
+        Err(Error::Usage(format!("no expert yet for '{names}'; run 'mixpool train {list}' first")))
+    }
+}
+
 impl Pool {
     /// Creates a pool from a recipe file; a pool that was created from an equal recipe is opened.
     ///
@@ -185,29 +213,16 @@ impl Pool {
         tokenize_files(&self.root.join("tokens"), paths, options, &tokenizer, vocabulary, observer)
     }
 
-    /// The expert models of a mixture, each with its weight.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] naming the experts that are not trained yet.
-    pub fn members(&self, mixture: &Mixture) -> Result<Vec<Member>> {
-        let mut members = Vec::new();
-        let mut missing = Vec::new();
-        for (name, unit, weight) in mixture.members() {
-            let partition = self.partition(name)?;
-            let id = self.expert_recipe(&partition, unit)?.id()?;
-            match self.manifest(&id)? {
-                Some(manifest) => {
-                    members.push(Member { weights: manifest.weights, folder: self.object_folder(&id), weight });
-                }
-                None if missing.last() != Some(&name) => missing.push(name),
-                None => {}
-            }
+    /// Looks up the trained expert of every unit.
+    pub fn experts(&self) -> Result<Experts> {
+        let mut experts = Experts { units: BTreeMap::new() };
+        for (name, partition) in self.partitions()? {
+            let expert = |unit| self.manifest(&self.expert_recipe(&partition, unit)?.id()?);
+            let manifests = (0..partition.units.len()).map(expert).collect::<Result<Vec<_>>>()?;
+            let member = |manifest: Manifest| self.single(&manifest).remove(0);
+            experts.units.insert(name, manifests.into_iter().map(|manifest| manifest.map(member)).collect());
         }
-        if missing.is_empty() {
-            return Ok(canonical(members));
-        }
-        let (names, list) = (missing.join("', '"), missing.join(" "));
-        Err(Error::Usage(format!("no expert yet for '{names}'; run 'mixpool train {list}' first")))
+        Ok(experts)
     }
 
     /// The member list of one trained object.
@@ -216,8 +231,8 @@ impl Pool {
         vec![Member { weights: manifest.weights.clone(), folder, weight: 1.0 }]
     }
 
-    /// An eval set, ready to be scored.
-    pub fn eval(&self, name: &str) -> Result<EvalHandle> {
+    /// An eval set and its score log.
+    fn eval(&self, name: &str) -> Result<EvalHandle> {
         let binding = self.eval_binding(name)?;
         let key = files::hash(
             format!(
@@ -267,7 +282,7 @@ pub fn score_key(members: &[Member]) -> String {
 }
 
 /// One eval set of a scorer: its log, and its windows once they are needed.
-pub struct EvalHandle {
+struct EvalHandle {
     name: String,
     tokens: String,
     set: Option<EvalSet>,
@@ -378,12 +393,9 @@ impl Scorer<'_> {
     fn evaluate(&mut self, index: usize, label: &str) -> Result<ScoreRecord> {
         let Settings { window, prefix_token, .. } = self.pool.settings;
         let eval = &mut self.evals[index];
-        let set = match &eval.set {
-            Some(set) => set,
-            None => {
-                let tokens = self.pool.tokens(&eval.tokens)?;
-                eval.set.insert(EvalSet::new(&eval.name, &tokens, prefix_token, window)?)
-            }
+        let set = if let Some(set) = &eval.set { set } else {
+            let tokens = self.pool.tokens(&eval.tokens)?;
+            eval.set.insert(EvalSet::new(&eval.name, &tokens, prefix_token, window)?)
         };
         let start = Instant::now();
         let Some(evaluator) = &self.evaluator else {

@@ -56,6 +56,7 @@ impl Recipe {
     }
 
     /// Puts the data into their canonical order.
+    #[must_use]
     pub fn sorted(mut self) -> Self {
         self.data.sort_by(|a, b| (&a.tokens, a.documents).cmp(&(&b.tokens, b.documents)));
         self

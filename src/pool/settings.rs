@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Version of the pool's files; another version is refused.
-pub const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 1;
 
 /// `pool.json`: what every model and score of the pool has in common.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

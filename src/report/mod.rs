@@ -13,7 +13,7 @@ use serde::Serialize;
 use std::path::Path;
 
 /// How rows are written to stdout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
     /// Aligned columns, numbers rounded.
     #[default]

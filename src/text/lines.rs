@@ -39,7 +39,7 @@ pub(super) struct Lines {
 
 impl Lines {
     /// Opens a file whose lines and documents are at most `max_bytes` long, line ends included.
-    pub fn open(path: &Path, compression: Compression, max_bytes: usize) -> Result<Self> {
+    pub(super) fn open(path: &Path, compression: Compression, max_bytes: usize) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         if file.metadata().map_err(Error::io("read", path))?.is_dir() {
             return Err(Error::input(path.display(), "is a folder; expected a file of text"));
@@ -55,7 +55,7 @@ impl Lines {
     }
 
     /// Reads the next line; false at the end of the file.
-    pub fn advance(&mut self) -> Result<bool> {
+    pub(super) fn advance(&mut self) -> Result<bool> {
         let mut bytes = std::mem::take(&mut self.text).into_bytes();
         bytes.clear();
         let one_too_many = (self.max_bytes as u64).saturating_add(1);
@@ -83,22 +83,22 @@ impl Lines {
     }
 
     /// The current line without its line end.
-    pub fn content(&self) -> &str {
+    pub(super) fn content(&self) -> &str {
         without_line_end(&self.text)
     }
 
     /// The current line as `file:line`.
-    pub fn place(&self) -> String {
+    pub(super) fn place(&self) -> String {
         format!("{}:{}", self.path.display(), self.number)
     }
 
     /// Says what is wrong with the current line.
-    pub fn problem(&self, problem: impl Into<String>) -> Error {
+    pub(super) fn problem(&self, problem: impl Into<String>) -> Error {
         Error::input(self.place(), problem)
     }
 
     /// Says that the document that reaches into the current line is too long.
-    pub fn too_long(&self) -> Error {
+    pub(super) fn too_long(&self) -> Error {
         let limit = self.max_bytes;
         self.problem(format!("the document is longer than {limit} bytes; split it into smaller documents"))
     }

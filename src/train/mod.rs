@@ -159,7 +159,7 @@ impl<'a> Trainer<'a> {
         Ok(loss)
     }
 
-    /// AdamW on every tensor; matrices decay, vectors do not.
+    /// `AdamW` on every tensor; matrices decay, vectors do not.
     fn update(&self, rate: f64, norm: f64) -> Result<()> {
         // PyTorch's clip_grad_norm_ adds 1e-6 to the norm.
         let gradient_scale = if self.config.clip > 0.0 { (self.config.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };

@@ -47,7 +47,7 @@ pub struct TrainConfig {
 }
 
 impl TrainConfig {
-    /// AdamW (0.9, 0.95, 1e-8), decay 0.1, clip 1, constant rate without warm-up.
+    /// `AdamW` (0.9, 0.95, 1e-8), decay 0.1, clip 1, constant rate without warm-up.
     pub fn new(steps: u64, batch_size: usize, sequence_length: usize, learning_rate: f64) -> Self {
         Self {
             steps,
