@@ -52,9 +52,12 @@ impl Row {
 pub(super) fn list(session: &Session) -> Result<()> {
     let pool = session.open()?;
     let seed = pool.manifest(&pool.seed_recipe()?.id()?)?;
-    let mut first = Row::of("seed", "seed").with_tokens(&pool, &pool.settings().seed_tokens)?;
+    let mut first = Row::of("seed", "seed");
+    if let Some(training) = &pool.settings().seed {
+        first = first.with_tokens(&pool, &training.tokens)?;
+    }
     first.trained = Some(usize::from(seed.is_some()));
-    first.loss = seed.map(|seed| seed.final_loss);
+    first.loss = seed.and_then(|seed| seed.final_loss);
     let mut rows = vec![first];
     for (name, partition) in pool.partitions()? {
         let experts = experts(&pool, &name)?;
@@ -62,7 +65,7 @@ pub(super) fn list(session: &Session) -> Result<()> {
         let mut row = Row::of("partition", &name).with_tokens(&pool, &partition.tokens)?;
         row.units = Some(experts.len());
         row.trained = Some(trained.len());
-        row.loss = mean(trained.iter().map(|expert| Some(expert.final_loss)));
+        row.loss = mean(trained.iter().map(|expert| expert.final_loss));
         row.relative_update = mean(trained.iter().map(|expert| expert.relative_update));
         rows.push(row);
     }
@@ -103,7 +106,7 @@ struct ModelRow {
     n_tokens: u64,
     steps: u64,
     learning_rate: f64,
-    final_loss: f64,
+    final_loss: Option<f64>,
     relative_update: Option<f64>,
     seconds: f64,
     weights: String,
@@ -115,6 +118,7 @@ impl ModelRow {
         let start = match start {
             Start::Scratch => "scratch".to_owned(),
             Start::Object(id) => short(id),
+            Start::Imported(_) => "imported".to_owned(),
         };
         Self {
             object: short(&manifest.id),

@@ -1,6 +1,6 @@
 //! Binding: the names of a pool, each a small file that points to immutable tokens.
 
-use super::{Pool, unknown_eval};
+use super::Pool;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::mixture::{check_name, unknown};
@@ -88,7 +88,9 @@ impl Pool {
         for partition in self.partitions()?.values() {
             self.refuse_overlap(&partition.tokens, &binding.tokens, &partition.name, name)?;
         }
-        self.refuse_overlap(&self.settings.seed_tokens, &binding.tokens, "seed", name)?;
+        if let Some(seed) = &self.settings.seed {
+            self.refuse_overlap(&seed.tokens, &binding.tokens, "seed", name)?;
+        }
         let outcome = self.bind("evals", name, &binding)?;
         Ok((binding, outcome))
     }
@@ -186,4 +188,9 @@ impl Pool {
         let stems = json.filter_map(|path| path.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
         Ok(stems.filter(|stem| !stem.starts_with('.')).collect())
     }
+}
+
+/// "unknown eval set ...", worded like an unknown partition.
+fn unknown_eval(name: &str, known: &[String]) -> String {
+    unknown(name, known.iter()).replacen("partition", "eval set", 1)
 }

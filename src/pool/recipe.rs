@@ -14,6 +14,8 @@ pub enum Start {
     Scratch,
     /// From the object of this name.
     Object(String),
+    /// Not trained here: the weights with this hash were imported.
+    Imported(String),
 }
 
 /// Some documents of a token file and their share of the training sequences.
@@ -76,8 +78,8 @@ pub struct Manifest {
     pub n_parameters: u64,
     /// Training tokens seen.
     pub n_tokens: u64,
-    /// Loss of the last training step, nats per token.
-    pub final_loss: f64,
+    /// Loss of the last training step, nats per token; none for an imported model.
+    pub final_loss: Option<f64>,
     /// How far training moved: Σ|θ − θ₀| / Σ(|θ| + |θ₀|); none for a model trained from scratch.
     pub relative_update: Option<f64>,
     /// Seconds of training in the process that finished it.

@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 
 /// Version of the pool's files; another version is refused.
 pub(super) const FORMAT: u32 = 1;
+/// Sequences per step, unless the recipe says otherwise.
+const BATCH: usize = 8;
+/// Predictions per sequence, unless the recipe says otherwise.
+const SEQUENCE: usize = 256;
 
 /// `pool.json`: what every model and score of the pool has in common.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,28 +27,39 @@ pub struct Settings {
     pub prefix_token: u32,
     /// Predictions per scoring window.
     pub window: usize,
-    /// Token file the seed model is trained on.
-    pub seed_tokens: String,
-    /// How the seed model is trained.
-    pub seed: TrainConfig,
+    /// The imported model that training starts from; none for a seed model trained from scratch.
+    pub origin: Option<String>,
+    /// How the seed model is trained; none when the imported model is the seed.
+    pub seed: Option<SeedTraining>,
     /// How experts and ground-truth models are trained; `steps` is 0 when an expert sees its unit once.
     pub expert: TrainConfig,
+}
+
+/// How the seed model is trained, and on what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SeedTraining {
+    /// Hash of the token file.
+    pub tokens: String,
+    /// Training settings.
+    pub train: TrainConfig,
 }
 
 /// A recipe file: the model, the tokenizer, and how seed and experts are trained.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecipeFile {
-    /// A preset's name, or a mapping with the fields of `config.json`.
-    pub model: ModelChoice,
-    /// Path of `tokenizer.json`, relative to the recipe.
-    pub tokenizer: PathBuf,
+    /// A preset's name, or a mapping with the fields of `config.json`; for a model trained from scratch.
+    pub model: Option<ModelChoice>,
+    /// A model folder to start from, relative to the recipe: an object of a pool, or a Llama model in Hugging Face's form.
+    pub from: Option<PathBuf>,
+    /// Path of `tokenizer.json`, relative to the recipe (default: that of `from`).
+    pub tokenizer: Option<PathBuf>,
     /// The token that begins a document, when the tokenizer's own BOS or EOS is not found by its usual names.
     pub prefix_token: Option<String>,
     /// Predictions per scoring window (default: the seed's `sequence_length`).
     pub window: Option<usize>,
-    /// Training of the seed model.
-    pub seed: SeedSection,
+    /// Training of the seed model; left out, the model in `from` is the seed.
+    pub seed: Option<SeedSection>,
     /// Training of the experts.
     pub expert: ExpertSection,
 }
@@ -182,40 +197,53 @@ impl RecipeFile {
     ///
     /// # Errors
     /// [`Error::Input`] naming the section and the field that is out of range.
-    pub fn training(&self, place: &str) -> Result<(TrainConfig, TrainConfig)> {
-        let s = &self.seed;
+    pub fn training(&self, place: &str) -> Result<(Option<TrainConfig>, TrainConfig)> {
         let place_of = |section: &str| format!("{place}: {section}");
+        let seed = self.seed.as_ref().map(|section| section.training(&place_of("seed"))).transpose()?;
+        let expert = self.expert.training(seed.as_ref(), &place_of("expert"))?;
+        Ok((seed, expert))
+    }
+}
+
+impl SeedSection {
+    fn training(&self, place: &str) -> Result<TrainConfig> {
+        let s = self;
         let mut seed =
-            TrainConfig::new(1, s.batch_size.unwrap_or(8), s.sequence_length.unwrap_or(256), s.learning_rate);
+            TrainConfig::new(1, s.batch_size.unwrap_or(BATCH), s.sequence_length.unwrap_or(SEQUENCE), s.learning_rate);
         seed.schedule = s.schedule.unwrap_or(Schedule::Cosine);
         seed.final_rate = s.final_rate.unwrap_or(seed.final_rate);
         seed.micro_batch_size = s.micro_batch_size.unwrap_or(seed.batch_size);
         seed.weight_decay = s.weight_decay.unwrap_or(seed.weight_decay);
         seed.clip = s.clip.unwrap_or(seed.clip);
         seed.seed = s.random_seed.unwrap_or(0);
-        seed.steps = seed.steps_for(s.tokens.tokens(&place_of("seed.tokens"))?);
+        seed.steps = seed.steps_for(s.tokens.tokens(&format!("{place}.tokens"))?);
         seed.warmup_steps = s.warmup_steps.unwrap_or(seed.steps / 20);
-        seed.check(&place_of("seed"))?;
+        seed.check(place)?;
+        Ok(seed)
+    }
+}
 
-        let e = &self.expert;
-        let mut expert = seed.clone();
+impl ExpertSection {
+    fn training(&self, seed: Option<&TrainConfig>, place: &str) -> Result<TrainConfig> {
+        let e = self;
+        let mut expert = seed.cloned().unwrap_or_else(|| TrainConfig::new(1, BATCH, SEQUENCE, e.learning_rate));
         expert.learning_rate = e.learning_rate;
         expert.schedule = e.schedule.unwrap_or(Schedule::Constant);
         expert.final_rate = e.final_rate.unwrap_or(expert.final_rate);
-        expert.batch_size = e.batch_size.unwrap_or(seed.batch_size);
-        expert.micro_batch_size = e.micro_batch_size.or(e.batch_size).unwrap_or(seed.micro_batch_size);
-        expert.sequence_length = e.sequence_length.unwrap_or(seed.sequence_length);
-        expert.weight_decay = e.weight_decay.unwrap_or(seed.weight_decay);
-        expert.clip = e.clip.unwrap_or(seed.clip);
-        expert.seed = e.random_seed.unwrap_or(seed.seed);
+        expert.micro_batch_size = e.micro_batch_size.or(e.batch_size).unwrap_or(expert.micro_batch_size);
+        expert.batch_size = e.batch_size.unwrap_or(expert.batch_size);
+        expert.sequence_length = e.sequence_length.unwrap_or(expert.sequence_length);
+        expert.weight_decay = e.weight_decay.unwrap_or(expert.weight_decay);
+        expert.clip = e.clip.unwrap_or(expert.clip);
+        expert.seed = e.random_seed.unwrap_or(expert.seed);
         expert.warmup_steps = e.warmup_steps.unwrap_or(0);
         expert.steps = 1;
-        expert.check(&place_of("expert"))?;
+        expert.check(place)?;
         expert.steps = match &e.tokens {
-            Some(tokens) => expert.steps_for(tokens.tokens(&place_of("expert.tokens"))?),
+            Some(tokens) => expert.steps_for(tokens.tokens(&format!("{place}.tokens"))?),
             None => 0,
         };
-        Ok((seed, expert))
+        Ok(expert)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Training in the pool: the object of a recipe, trained first when it is missing.
 
+use super::settings::SeedTraining;
 use super::{DataShare, MANIFEST, Manifest, Partition, Pool, Recipe, Start, TOKENIZER};
 use crate::error::{Error, Result};
 use crate::files::{self, Staging};
@@ -19,10 +20,31 @@ const SAVE_EVERY: f64 = 30.0;
 impl Pool {
     /// The recipe of the seed model.
     pub fn seed_recipe(&self) -> Result<Recipe> {
-        let tokens = self.settings.seed_tokens.clone();
-        let documents = (0, self.tokens(&tokens)?.documents().len());
-        let data = vec![DataShare { tokens, documents, weight: 1.0 }];
-        Ok(self.recipe(Start::Scratch, data, self.settings.seed.clone()))
+        let origin = self.settings.origin.clone();
+        if let Some(SeedTraining { tokens, train }) = self.settings.seed.clone() {
+            let documents = (0, self.tokens(&tokens)?.documents().len());
+            let data = vec![DataShare { tokens, documents, weight: 1.0 }];
+            return Ok(self.recipe(origin.map_or(Start::Scratch, Start::Object), data, train));
+        }
+        let imported = origin.map(|id| self.manifest(&id)).transpose()?.flatten();
+        let missing =
+            || Error::damaged(self.root.join("objects"), "the imported model is gone; run 'mixpool init' again");
+        Ok(imported.ok_or_else(missing)?.recipe)
+    }
+
+    /// Brings a model from elsewhere into the pool and returns the name of its object.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when its tensors are not those its `config.json` calls for.
+    pub(super) fn import(&self, checkpoint: &Checkpoint) -> Result<String> {
+        let weights = files::hash_file(checkpoint.path())?;
+        let recipe = self.recipe(Start::Imported(weights), Vec::new(), TrainConfig::new(0, 1, 1, 0.0));
+        let id = recipe.id()?;
+        if self.manifest(&id)?.is_none() {
+            let state = State::fresh(checkpoint.read(&self.layout)?);
+            self.publish(&id, &recipe, &state, None, 0.0)?;
+        }
+        Ok(id)
     }
 
     /// The recipe of the expert of one unit.
@@ -121,7 +143,7 @@ impl Pool {
     /// The parameters training starts from; none for a start from scratch.
     fn origin(&self, recipe: &Recipe) -> Result<Option<Vec<f32>>> {
         match &recipe.start {
-            Start::Scratch => Ok(None),
+            Start::Scratch | Start::Imported(_) => Ok(None),
             Start::Object(id) => Checkpoint::open(&self.object_folder(id))?.read(&self.layout).map(Some),
         }
     }
@@ -156,7 +178,7 @@ impl Pool {
             recipe: recipe.clone(),
             n_parameters: self.layout.len() as u64,
             n_tokens: recipe.train.steps * recipe.train.tokens_per_step(),
-            final_loss: state.curve.last().map_or(f64::NAN, |point| point.loss),
+            final_loss: state.curve.last().map(|point| point.loss),
             relative_update: origin.map(|origin| relative_update(origin, &state.parameters)),
             seconds,
             created_by: format!("mixpool {}", env!("CARGO_PKG_VERSION")),

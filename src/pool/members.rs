@@ -1,0 +1,89 @@
+//! Members: the models that go into a merge, by what their weights are and not by what they are called.
+
+use super::{Manifest, Pool};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::mixture::Mixture;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A model as a member of a merge: the hash of its weights, its folder, its weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member {
+    /// BLAKE3 of `model.safetensors`.
+    pub weights: String,
+    /// The object's folder.
+    pub folder: PathBuf,
+    /// Its weight in the average.
+    pub weight: f64,
+}
+
+/// The trained expert of every unit of every partition, as far as there is one.
+pub struct Experts {
+    units: BTreeMap<String, Vec<Option<Member>>>,
+}
+
+impl Experts {
+    /// The expert models of a mixture, each with its weight.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the partitions whose experts are not trained yet.
+    pub fn members(&self, mixture: &Mixture) -> Result<Vec<Member>> {
+        let mut members = Vec::new();
+        let mut missing = Vec::new();
+        for (name, unit, weight) in mixture.members() {
+            match self.units.get(name).and_then(|units| units.get(unit)?.clone()) {
+                Some(expert) => members.push(Member { weight, ..expert }),
+                None if missing.last() != Some(&name) => missing.push(name),
+                None => {}
+            }
+        }
+        if missing.is_empty() {
+            return Ok(canonical(members));
+        }
+        let (names, list) = (missing.join("', '"), missing.join(" "));
+        Err(Error::Usage(format!("no expert yet for '{names}'; run 'mixpool train {list}' first")))
+    }
+}
+
+impl Pool {
+    /// Looks up the trained expert of every unit.
+    pub fn experts(&self) -> Result<Experts> {
+        let mut experts = Experts { units: BTreeMap::new() };
+        for (name, partition) in self.partitions()? {
+            let expert = |unit| self.manifest(&self.expert_recipe(&partition, unit)?.id()?);
+            let manifests = (0..partition.units.len()).map(expert).collect::<Result<Vec<_>>>()?;
+            let member = |manifest: Manifest| self.single(&manifest).remove(0);
+            experts.units.insert(name, manifests.into_iter().map(|manifest| manifest.map(member)).collect());
+        }
+        Ok(experts)
+    }
+
+    /// The member list of one trained object.
+    pub fn single(&self, manifest: &Manifest) -> Vec<Member> {
+        let folder = self.object_folder(&manifest.id);
+        vec![Member { weights: manifest.weights.clone(), folder, weight: 1.0 }]
+    }
+}
+
+/// Sorts members by the hash of their weights and adds up the weights of equal ones, so that a merge and its key depend
+/// on what is merged and not on names or order.
+fn canonical(members: Vec<Member>) -> Vec<Member> {
+    let mut merged: BTreeMap<String, Member> = BTreeMap::new();
+    for member in members {
+        match merged.get_mut(&member.weights) {
+            Some(known) => known.weight += member.weight,
+            None => {
+                merged.insert(member.weights.clone(), member);
+            }
+        }
+    }
+    merged.into_values().collect()
+}
+
+/// The key of a score: hashes and exact weights of everything merged.
+pub fn score_key(members: &[Member]) -> String {
+    let parts: Vec<String> =
+        members.iter().map(|member| format!("{}:{:016x}", member.weights, member.weight.to_bits())).collect();
+    files::hash(format!("weighted sum in f64 on cpu f32\n{}", parts.join("\n")).as_bytes())
+}
