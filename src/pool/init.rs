@@ -3,10 +3,11 @@
 use super::settings::{FORMAT, ModelChoice, SeedTraining};
 use super::{FOLDERS, POOL, Pool, RecipeFile, Settings, TOKENIZER};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, Staging};
 use crate::model::{Checkpoint, Layout, ModelConfig, read_config};
 use crate::progress::Observer;
 use crate::text::{ReadOptions, Tokenizer, tokenize_files};
+use crate::train::TrainConfig;
 use std::path::{Path, PathBuf};
 
 impl Pool {
@@ -16,70 +17,117 @@ impl Pool {
     /// Those of [`RecipeFile::read`], of reading the seed's text and of tokenising it; [`Error::Usage`] when a pool with
     /// other settings is there already.
     pub fn init(root: &Path, recipe: &Path, observer: &dyn Observer) -> Result<Self> {
-        let file = RecipeFile::read(recipe)?;
-        let place = recipe.display().to_string();
-        let (seed_train, expert) = file.training(&place)?;
-        let resolve = |path: &Path| RecipeFile::resolve(recipe, path);
-        let origin = file.from.as_deref().map(resolve);
-        let tokenizer_path = file.tokenizer.as_deref().map(resolve);
-        let tokenizer_path = tokenizer_path.or_else(|| origin.as_ref().map(|folder| folder.join(TOKENIZER)));
-        let tokenizer_path = tokenizer_path.ok_or_else(|| Error::input(&place, "'tokenizer' is missing"))?;
-        let tokenizer = Tokenizer::load(&tokenizer_path)?;
-        let prefix_token = prefix_token(&file, &tokenizer, &place)?;
-        let model = model_config(&file, origin.as_deref(), &tokenizer, &place)?;
-        let window =
-            file.window.or(seed_train.as_ref().map(|seed| seed.sequence_length)).unwrap_or(expert.sequence_length);
-        if window == 0 {
-            return Err(Error::input(&place, "'window' must be at least 1"));
-        }
-        files::create_folder(root)?;
+        let plan = Plan::read(recipe)?;
         for folder in FOLDERS {
             files::create_folder(&root.join(folder))?;
         }
-        let seed = match (&file.seed, seed_train) {
-            (Some(section), Some(train)) => {
-                let sources: Vec<PathBuf> = section.files.iter().map(|path| resolve(path)).collect();
-                if sources.is_empty() {
-                    return Err(Error::input(&place, "'seed.files' is empty; name at least one text file"));
-                }
-                let options = ReadOptions { text_field: section.text_field.clone(), ..ReadOptions::default() };
-                let store = root.join("tokens");
-                let tokens = tokenize_files(&store, &sources, &options, &tokenizer, model.vocab_size, observer)?;
-                Some(SeedTraining { tokens: tokens.hash, train })
-            }
-            _ if origin.is_some() => None,
-            _ => {
-                return Err(Error::input(
-                    &place,
-                    "'seed' is missing; say how the seed model is trained, or give 'from'",
-                ));
-            }
-        };
-        let format = FORMAT;
-        let tokenizer = tokenizer.hash().to_owned();
-        let settings = Settings { format, model, tokenizer, prefix_token, window, origin: None, seed, expert };
+        let settings_path = root.join(POOL);
+        let exists = settings_path.exists();
+        // What is only made to be compared with an existing pool does not stay in it.
+        let scratch = Staging::new(&root.join("work/init"))?;
+        let store = if exists { scratch.file("tokens") } else { root.join("tokens") };
+        let settings = plan.settings(&store, observer)?;
         let mut pool = Self { root: root.to_path_buf(), layout: Layout::of(&settings.model), settings };
-        let bytes = std::fs::read(&tokenizer_path).map_err(Error::io("read", &tokenizer_path))?;
-        if !root.join(POOL).exists() {
-            files::publish(&root.join(TOKENIZER), &bytes)?;
+        if let Some(folder) = &plan.origin {
+            pool.settings.origin = Some(pool.origin_id(&Checkpoint::open(folder)?)?);
         }
-        if let Some(folder) = &origin {
-            pool.settings.origin = Some(pool.import(&Checkpoint::open(folder)?)?);
-        }
-        if root.join(POOL).exists() {
+        if exists {
             let existing = Self::open(root)?;
-            if existing.settings != pool.settings {
-                return Err(Error::Usage(format!(
-                    "'{}' is already a pool with other settings ({}); choose another folder with --pool",
-                    root.display(),
-                    different_settings(&existing.settings, &pool.settings)
-                )));
-            }
-            return Ok(existing);
+            return if existing.settings == pool.settings { Ok(existing) } else { Err(refuse_other(&existing, &pool)) };
         }
-        files::publish(&root.join(POOL), &files::to_json(&pool.settings)?)?; // last: from here on it is a pool
+        files::publish(&root.join(TOKENIZER), &plan.tokenizer_json)?;
+        if let Some(folder) = &plan.origin {
+            pool.import(&Checkpoint::open(folder)?)?;
+        }
+        files::publish(&settings_path, &files::to_json(&pool.settings)?)?; // last: from here on it is a pool
         Self::open(root)
     }
+}
+
+/// A recipe file with everything it points to loaded and checked; nothing is written yet.
+struct Plan {
+    place: String,
+    sources: Vec<PathBuf>,
+    text: ReadOptions,
+    origin: Option<PathBuf>,
+    tokenizer: Tokenizer,
+    tokenizer_json: Vec<u8>,
+    prefix_token: u32,
+    model: ModelConfig,
+    window: usize,
+    seed: Option<TrainConfig>,
+    expert: TrainConfig,
+}
+
+impl Plan {
+    fn read(recipe: &Path) -> Result<Self> {
+        let file = RecipeFile::read(recipe)?;
+        let place = recipe.display().to_string();
+        let (seed, expert) = file.training(&place)?;
+        let resolve = |path: &Path| RecipeFile::resolve(recipe, path);
+        let origin = file.from.as_deref().map(resolve);
+        let tokenizer = file.tokenizer.as_deref().map(resolve);
+        let tokenizer = tokenizer.or_else(|| origin.as_ref().map(|folder| folder.join(TOKENIZER)));
+        let tokenizer_path = tokenizer.ok_or_else(|| Error::input(&place, "'tokenizer' is missing"))?;
+        let tokenizer = Tokenizer::load(&tokenizer_path)?;
+        let sources = file.seed.iter().flat_map(|seed| &seed.files).map(|path| resolve(path)).collect::<Vec<_>>();
+        if seed.is_some() && sources.is_empty() {
+            return Err(Error::input(&place, "'seed.files' is empty; name at least one text file"));
+        }
+        if seed.is_none() && origin.is_none() {
+            let problem = "'seed' is missing; say how the seed model is trained, or name a model folder with 'from'";
+            return Err(Error::input(&place, problem));
+        }
+        let window = file.window.unwrap_or(seed.as_ref().unwrap_or(&expert).sequence_length);
+        if window == 0 {
+            return Err(Error::input(&place, "'window' must be at least 1"));
+        }
+        let text_field = file.seed.as_ref().map(|seed| seed.text_field.clone());
+        let defaults = ReadOptions::default();
+        Ok(Self {
+            prefix_token: prefix_token(&file, &tokenizer, &place)?,
+            model: model_config(&file, origin.as_deref(), &tokenizer, &place)?,
+            tokenizer_json: std::fs::read(&tokenizer_path).map_err(Error::io("read", &tokenizer_path))?,
+            text: ReadOptions { text_field: text_field.unwrap_or(defaults.text_field), ..defaults },
+            place,
+            sources,
+            origin,
+            tokenizer,
+            window,
+            seed,
+            expert,
+        })
+    }
+
+    /// The settings of the pool, but for the name of an imported model; tokenises the seed's text into `store`.
+    fn settings(&self, store: &Path, observer: &dyn Observer) -> Result<Settings> {
+        let Self { model, tokenizer, .. } = self;
+        let train_on = |train: &TrainConfig| -> Result<SeedTraining> {
+            let tokens = tokenize_files(store, &self.sources, &self.text, tokenizer, model.vocab_size, observer)?;
+            if tokens.n_tokens == 0 {
+                return Err(Error::input(&self.place, "the files in 'seed.files' hold no token"));
+            }
+            Ok(SeedTraining { tokens: tokens.hash, train: train.clone() })
+        };
+        Ok(Settings {
+            format: FORMAT,
+            model: model.clone(),
+            tokenizer: tokenizer.hash().to_owned(),
+            prefix_token: self.prefix_token,
+            window: self.window,
+            origin: None,
+            seed: self.seed.as_ref().map(train_on).transpose()?,
+            expert: self.expert.clone(),
+        })
+    }
+}
+
+fn refuse_other(existing: &Pool, wanted: &Pool) -> Error {
+    Error::Usage(format!(
+        "'{}' is already a pool with other settings ({}); choose another folder with --pool",
+        existing.root.display(),
+        different_settings(&existing.settings, &wanted.settings)
+    ))
 }
 
 fn prefix_token(file: &RecipeFile, tokenizer: &Tokenizer, place: &str) -> Result<u32> {

@@ -32,19 +32,25 @@ impl Pool {
         Ok(imported.ok_or_else(missing)?.recipe)
     }
 
-    /// Brings a model from elsewhere into the pool and returns the name of its object.
+    /// The recipe of a model that was made elsewhere: its weights are all there is to know.
+    fn imported_recipe(&self, checkpoint: &Checkpoint) -> Result<Recipe> {
+        let start = Start::Imported(files::hash_file(checkpoint.path())?);
+        Ok(self.recipe(start, Vec::new(), TrainConfig::new(0, 1, 1, 0.0)))
+    }
+
+    /// The name that a model from elsewhere has in this pool.
+    pub(super) fn origin_id(&self, checkpoint: &Checkpoint) -> Result<String> {
+        self.imported_recipe(checkpoint)?.id()
+    }
+
+    /// Brings a model from elsewhere into the pool.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when its tensors are not those its `config.json` calls for.
-    pub(super) fn import(&self, checkpoint: &Checkpoint) -> Result<String> {
-        let weights = files::hash_file(checkpoint.path())?;
-        let recipe = self.recipe(Start::Imported(weights), Vec::new(), TrainConfig::new(0, 1, 1, 0.0));
-        let id = recipe.id()?;
-        if self.manifest(&id)?.is_none() {
-            let state = State::fresh(checkpoint.read(&self.layout)?);
-            self.publish(&id, &recipe, &state, None, 0.0)?;
-        }
-        Ok(id)
+    pub(super) fn import(&self, checkpoint: &Checkpoint) -> Result<Manifest> {
+        let recipe = self.imported_recipe(checkpoint)?;
+        let state = State::fresh(checkpoint.read(&self.layout)?);
+        self.publish(&recipe.id()?, &recipe, &state, None, 0.0)
     }
 
     /// The recipe of the expert of one unit.
