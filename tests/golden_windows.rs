@@ -49,7 +49,11 @@ fn every_document_scores_as_in_the_harness() {
     let layout = Layout::of(&config);
     let evaluator = Evaluator::new(&config, &layout, window).unwrap();
     let weights = common::weights(&layout);
-    evaluator.set(|parameters| Ok(parameters.copy_from_slice(&weights))).unwrap();
+    let copy = |parameters: &mut [f32]| {
+        parameters.copy_from_slice(&weights);
+        Ok(())
+    };
+    evaluator.set(copy).unwrap();
     let nll = evaluator.nll(&set).unwrap();
     assert_eq!(nll.len(), documents.len());
     let errors = nll.iter().zip(documents).map(|(got, document)| relative(*got, number(&document["nll"])));
