@@ -1,7 +1,7 @@
 //! Golden model: logits, losses and gradients against transformers' `LlamaForCausalLM` (`scripts/reference/model.py`).
 //!
-//! The expected numbers are float64 throughout; ours are f32, whose single rounding is 6e-8. Measured errors are three
-//! to ten times below the tolerances, which leaves room for another order of additions on another processor.
+//! The expected numbers are float64 throughout; ours are f32, whose single rounding is 6e-8. Measured errors are at
+//! least three times below the tolerances, which leaves room for another order of additions on another processor.
 
 mod common;
 
