@@ -1,4 +1,4 @@
-//! Golden AdamW: five steps of the trainer against torch's AdamW, clipping and warm-up (`scripts/reference/adamw.py`),
+//! Golden `AdamW`: five steps of the trainer against torch's `AdamW`, clipping and warm-up (`scripts/reference/adamw.py`),
 //! and learning rates against torch's schedulers (`scripts/reference/schedule.py`).
 
 mod common;

@@ -1,4 +1,4 @@
-//! Golden merge: averages of models against NumPy (`scripts/reference/merge.py`), and the laws that averaging keeps for
+//! Golden merge: averages of models against `NumPy` (`scripts/reference/merge.py`), and the laws that averaging keeps for
 //! arbitrary values, types, sizes and alignments.
 
 mod common;
@@ -129,7 +129,7 @@ proptest! {
     fn mixed_types_are_summed_in_f64_and_rounded_once(size in size(), seed: u64, weights in weights()) {
         // Exponents with the top bit clear leave out infinities, NaN and sums beyond f32.
         let bytes = |k: usize| -> Vec<u8> {
-            (0..4 * size as u64 + 1).map(|i| (splitmix(seed ^ k as u64, i) >> 56) as u8).collect()
+            (0..=4 * size as u64).map(|i| (splitmix(seed ^ k as u64, i) >> 56) as u8).collect()
         };
         let all: Vec<_> = (0..weights.len()).map(|k| {
             let mut bytes = bytes(k);
@@ -139,8 +139,8 @@ proptest! {
         }).collect();
         let floats = |k: usize| match k % 3 {
             0 => Floats::F32(&all[k][1..]),
-            1 => Floats::BF16(&all[k][1..1 + 2 * size]),
-            _ => Floats::F16(&all[k][1..1 + 2 * size]),
+            1 => Floats::BF16(&all[k][1..=2 * size]),
+            _ => Floats::F16(&all[k][1..=2 * size]),
         };
         let value = |k: usize, i: usize| {
             let short = || u16::from_le_bytes([all[k][1 + 2 * i], all[k][2 + 2 * i]]);

@@ -393,7 +393,9 @@ impl Scorer<'_> {
     fn evaluate(&mut self, index: usize, label: &str) -> Result<ScoreRecord> {
         let Settings { window, prefix_token, .. } = self.pool.settings;
         let eval = &mut self.evals[index];
-        let set = if let Some(set) = &eval.set { set } else {
+        let set = if let Some(set) = &eval.set {
+            set
+        } else {
             let tokens = self.pool.tokens(&eval.tokens)?;
             eval.set.insert(EvalSet::new(&eval.name, &tokens, prefix_token, window)?)
         };

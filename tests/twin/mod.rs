@@ -6,7 +6,7 @@ use mixpool::kernels::Heads;
 use mixpool::model::{Layout, ModelConfig, Sequences};
 
 /// `f(inputs)`, and the gradients of Σ `f(inputs)` · `weight` with respect to each input; all in f64.
-pub fn differentiate(
+pub(crate) fn differentiate(
     inputs: &[&Tensor],
     weight: &Tensor,
     f: impl Fn(&[Tensor]) -> Result<Tensor>,
@@ -19,20 +19,20 @@ pub fn differentiate(
     Ok((y, gradients))
 }
 
-pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+pub(crate) fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     x.matmul(&w.t()?)
 }
 
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let rms = ((x.sqr()?.sum_keepdim(1)? / x.dim(1)? as f64)? + eps)?.sqrt()?;
     x.broadcast_div(&rms)?.broadcast_mul(weight)
 }
 
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     (gate / (gate.neg()?.exp()? + 1.0)?)? * up
 }
 
-pub fn rope(x: &Tensor, dim: usize, theta: f64, lengths: &[usize]) -> Result<Tensor> {
+pub(crate) fn rope(x: &Tensor, dim: usize, theta: f64, lengths: &[usize]) -> Result<Tensor> {
     let ((n, width), half) = (x.dims2()?, dim / 2);
     let angle = |position: usize, i: usize| position as f64 / theta.powf(i as f64 / half as f64);
     let positions = lengths.iter().flat_map(|length| 0..*length);
@@ -46,7 +46,7 @@ pub fn rope(x: &Tensor, dim: usize, theta: f64, lengths: &[usize]) -> Result<Ten
     Tensor::cat(&[first, second], 2)?.reshape((n, width))
 }
 
-pub fn attention(heads: Heads, lengths: &[usize], q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+pub(crate) fn attention(heads: Heads, lengths: &[usize], q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let mut start = 0;
     let mut sequences = Vec::new();
     for length in lengths.iter().copied() {
@@ -66,18 +66,18 @@ pub fn attention(heads: Heads, lengths: &[usize], q: &Tensor, k: &Tensor, v: &Te
 }
 
 /// The negative log-likelihood of each row: `[n, 1]`.
-pub fn cross_entropy(x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Tensor> {
+pub(crate) fn cross_entropy(x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let logits = linear(x, w)?;
     let chosen = logits.gather(&Tensor::new(targets, &Cpu)?.reshape((targets.len(), 1))?, 1)?;
     logits.exp()?.sum_keepdim(1)?.log()? - chosen
 }
 
-pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+pub(crate) fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     table.index_select(&Tensor::new(ids, &Cpu)?, 0)
 }
 
 /// The mean loss of a Llama model whose parameters lie in `flat` as `layout` says.
-pub fn loss(
+pub(crate) fn loss(
     config: &ModelConfig,
     layout: &Layout,
     flat: &Tensor,
