@@ -1,5 +1,5 @@
-//! Golden `AdamW`: five steps of the trainer against torch's `AdamW`, clipping and warm-up (`scripts/reference/adamw.py`),
-//! and learning rates against torch's schedulers (`scripts/reference/schedule.py`).
+//! Golden `AdamW`: five steps of the trainer against torch's `AdamW`, clipping and warm-up
+//! (`scripts/reference/adamw.py`), and learning rates against its schedulers (`scripts/reference/schedule.py`).
 
 mod common;
 
