@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{Checkpoint, Layout, ModelConfig, read_config};
 use crate::progress::Observer;
-use crate::text::{ReadOptions, Tokenizer, tokenize_files};
+use crate::text::{ReadOptions, StagedTokens, Tokenizer};
 use std::path::{Path, PathBuf};
 
 impl Pool {
@@ -16,6 +16,16 @@ impl Pool {
     /// Those of [`RecipeFile::read`], of reading the seed's text and of tokenising it; [`Error::Usage`] when a pool with
     /// other settings is there already.
     pub fn init(root: &Path, recipe: &Path, observer: &dyn Observer) -> Result<Self> {
+        let is_new = !root.exists();
+        let pool = Self::create(root, recipe, observer);
+        if is_new && pool.is_err() {
+            let _ = std::fs::remove_dir(root.join("tokens")); // both only when empty
+            let _ = std::fs::remove_dir(root);
+        }
+        pool
+    }
+
+    fn create(root: &Path, recipe: &Path, observer: &dyn Observer) -> Result<Self> {
         let file = RecipeFile::read(recipe)?;
         let place = recipe.display().to_string();
         let (seed_train, expert) = file.training(&place)?;
@@ -32,40 +42,31 @@ impl Pool {
         if window == 0 {
             return Err(Error::input(&place, "'window' must be at least 1"));
         }
-        files::create_folder(root)?;
-        for folder in FOLDERS {
-            files::create_folder(&root.join(folder))?;
-        }
-        let seed = match (&file.seed, seed_train) {
-            (Some(section), Some(train)) => {
+        let staged = match &file.seed {
+            Some(section) => {
                 let sources: Vec<PathBuf> = section.files.iter().map(|path| resolve(path)).collect();
                 if sources.is_empty() {
                     return Err(Error::input(&place, "'seed.files' is empty; name at least one text file"));
                 }
                 let options = ReadOptions { text_field: section.text_field.clone(), ..ReadOptions::default() };
                 let store = root.join("tokens");
-                let tokens = tokenize_files(&store, &sources, &options, &tokenizer, model.vocab_size, observer)?;
-                Some(SeedTraining { tokens: tokens.hash, train })
+                Some(StagedTokens::of(&store, &sources, &options, &tokenizer, model.vocab_size, observer)?)
             }
-            _ if origin.is_some() => None,
-            _ => {
-                return Err(Error::input(
-                    &place,
-                    "'seed' is missing; say how the seed model is trained, or give 'from'",
-                ));
+            None if origin.is_some() => None,
+            None => {
+                let problem = "'seed' is missing; say how the seed model is trained, or give 'from'";
+                return Err(Error::input(&place, problem));
             }
         };
+        let seed = staged.as_ref().zip(seed_train);
+        let seed = seed.map(|(staged, train)| SeedTraining { tokens: staged.manifest().hash.clone(), train });
         let format = FORMAT;
         let tokenizer = tokenizer.hash().to_owned();
         let settings = Settings { format, model, tokenizer, prefix_token, window, origin: None, seed, expert };
         let mut pool = Self { root: root.to_path_buf(), layout: Layout::of(&settings.model), settings };
-        let bytes = std::fs::read(&tokenizer_path).map_err(Error::io("read", &tokenizer_path))?;
-        if !root.join(POOL).exists() {
-            files::publish(&root.join(TOKENIZER), &bytes)?;
-        }
-        if let Some(folder) = &origin {
-            pool.settings.origin = Some(pool.import(&Checkpoint::open(folder)?)?);
-        }
+        let imported = origin.as_deref().map(Checkpoint::open).transpose()?;
+        let imported_recipe = imported.as_ref().map(|checkpoint| pool.import_recipe(checkpoint)).transpose()?;
+        pool.settings.origin = imported_recipe.map(|recipe| recipe.id()).transpose()?;
         if root.join(POOL).exists() {
             let existing = Self::open(root)?;
             if existing.settings != pool.settings {
@@ -75,11 +76,25 @@ impl Pool {
                     different_settings(&existing.settings, &pool.settings)
                 )));
             }
-            return Ok(existing);
         }
-        files::publish(&root.join(POOL), &files::to_json(&pool.settings)?)?; // last: from here on it is a pool
+        // Nothing is visible before this line; what is there already is kept, what is damaged is mended.
+        for folder in FOLDERS {
+            files::create_folder(&root.join(folder))?;
+        }
+        staged.map(StagedTokens::publish).transpose()?;
+        let bytes = std::fs::read(&tokenizer_path).map_err(Error::io("read", &tokenizer_path))?;
+        publish_unless_equal(&root.join(TOKENIZER), &bytes)?;
+        if let Some(checkpoint) = &imported {
+            pool.import(checkpoint)?;
+        }
+        publish_unless_equal(&root.join(POOL), &files::to_json(&pool.settings)?)?; // last: from here on it is a pool
         Self::open(root)
     }
+}
+
+/// Publishes a file unless it holds these bytes already.
+fn publish_unless_equal(path: &Path, bytes: &[u8]) -> Result<()> {
+    if std::fs::read(path).is_ok_and(|there| there == bytes) { Ok(()) } else { files::publish(path, bytes) }
 }
 
 fn prefix_token(file: &RecipeFile, tokenizer: &Tokenizer, place: &str) -> Result<u32> {
