@@ -89,6 +89,16 @@ impl Error {
         Self::Damaged { path: path.as_ref().to_path_buf(), problem: problem.into() }
     }
 
+    /// Something of the pool that is not there is damage, whatever else can go wrong with files is not.
+    pub(crate) fn missing_is_damage(self) -> Self {
+        match self {
+            Self::Io { path, source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Self::damaged(path, "it is missing")
+            }
+            other => other,
+        }
+    }
+
     /// The process exit code that stands for this failure; documented and stable.
     pub fn exit_code(&self) -> u8 {
         match self {

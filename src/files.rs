@@ -51,13 +51,16 @@ pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(Error::io("read", path))
 }
 
+/// How every damaged file of a pool is mended: what is missing is made again, byte for byte.
+pub const MAKE_AGAIN: &str = "delete it and run the command that made it (init, register, eval-set or train) again";
+
 /// A JSON file of the pool.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be read, [`Error::Damaged`] when it is not what was written.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_str(&read_text(path)?)
-        .map_err(|error| Error::damaged(path, format!("not the expected JSON: {error}")))
+        .map_err(|error| Error::damaged(path, format!("not the expected JSON ({error}); {MAKE_AGAIN}")))
 }
 
 /// Pretty JSON with a final newline: what every JSON file of the pool holds.
@@ -171,9 +174,16 @@ const TEMPORARY: &str = ".tmp-";
 
 fn temporary_sibling(path: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
     let unique = NEXT.fetch_add(1, Ordering::Relaxed);
-    parent(path).join(format!("{TEMPORARY}{}-{unique}-{name}", std::process::id()))
+    parent(path).join(format!("{TEMPORARY}{}-{unique}-{}", std::process::id(), name(path)))
+}
+
+/// Removes a folder with all it holds; one that does not exist is no failure.
+pub fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn parent(path: &Path) -> &Path {
@@ -182,16 +192,19 @@ fn parent(path: &Path) -> &Path {
 
 /// Removes what processes that are gone left under temporary names in a folder.
 pub fn sweep(folder: &Path) -> Result<()> {
-    for entry in list(folder)? {
-        let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let owner =
-            name.strip_prefix(TEMPORARY).and_then(|rest| rest.split('-').next()).and_then(|pid| pid.parse().ok());
+    for entry in entries(folder)? {
+        let owner = name(&entry).strip_prefix(TEMPORARY).and_then(|rest| rest.split('-').next()?.parse().ok());
         let Some(owner) = owner else { continue };
         if process_is_alive(owner) {
             continue;
         }
         let removed = if entry.is_dir() { fs::remove_dir_all(&entry) } else { fs::remove_file(&entry) };
-        removed.map_err(Error::io("remove", &entry))?;
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &entry)(error));
+            }
+            _ => {} // another process may sweep at the same time
+        }
     }
     Ok(())
 }
@@ -202,8 +215,19 @@ fn process_is_alive(pid: u32) -> bool {
     !processes.join("self").exists() || processes.join(pid.to_string()).exists()
 }
 
-/// The entries of a folder, sorted; none when it does not exist.
+/// What is published in a folder, sorted; nothing when it does not exist.
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = entries(folder)?;
+    paths.retain(|path| !name(path).starts_with(TEMPORARY));
+    Ok(paths)
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The entries of a folder, sorted, temporary ones included; none when it does not exist.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

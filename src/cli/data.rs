@@ -65,12 +65,13 @@ impl TokenizerCommand {
 ///   seed:                      # the model every expert starts from
 ///     files: [general.txt]
 ///     tokens: 2M
-///     `learning_rate`: 3e-3      # cosine by default
+///     learning_rate: 3e-3      # cosine by default
 ///   expert:                    # one per unit of every partition
 ///     tokens: 200k             # default: one pass over the unit
-///     `learning_rate`: 3e-4      # constant and small: what keeps experts mergeable
+///     learning_rate: 3e-4      # constant and small: what keeps experts mergeable
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
+#[allow(clippy::doc_markdown)] // a recipe as it is written
 pub(super) struct Init {
     /// The recipe
     recipe: PathBuf,

@@ -4,7 +4,7 @@
 
 use super::matmul::{Into, Matrix, MatrixMut, matmul};
 use super::{Exec, for_blocks, modify, simd, tensor, values};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use candle_core::Tensor;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,6 +23,7 @@ fn chunk_rows(vocabulary: usize) -> usize {
 pub fn cross_entropy(exec: Exec, x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
     let (_, width) = x.dims2()?;
     let vocabulary = w.dim(0)?;
+    check(targets, vocabulary)?;
     let (x, w) = (values(x)?, values(w)?);
     let rows = chunk_rows(vocabulary);
     let mut logits = vec![0f32; rows.min(targets.len()) * vocabulary];
@@ -49,6 +50,7 @@ pub fn cross_entropy_backward(
 ) -> Result<(Vec<f64>, Tensor)> {
     let (n, width) = x.dims2()?;
     let vocabulary = w.dim(0)?;
+    check(targets, vocabulary)?;
     let (x, w) = (values(x)?, values(w)?);
     let rows = chunk_rows(vocabulary);
     let mut logits = vec![0f32; rows.min(n) * vocabulary];
@@ -67,6 +69,17 @@ pub fn cross_entropy_backward(
         })?;
     }
     Ok((nll, tensor(dx, n, width)?))
+}
+
+/// Refuses targets outside the vocabulary.
+fn check(targets: &[u32], vocabulary: usize) -> Result<()> {
+    let Some(id) = targets.iter().find(|id| **id as usize >= vocabulary) else { return Ok(()) };
+    Err(Error::Mismatch {
+        what: "target ids against the output matrix".into(),
+        differences: format!(
+            "id {id}, but the vocabulary has {vocabulary} entries; 'mixpool verify --deep' finds damage"
+        ),
+    })
 }
 
 fn chunk_logits(exec: Exec, x: &[f32], w: &[f32], width: usize, logits: &mut [f32]) {

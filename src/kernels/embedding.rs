@@ -16,7 +16,9 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
         return Err(Error::Mismatch {
             what: "token ids against the embedding".into(),
-            differences: format!("id {id}, but the vocabulary has {vocabulary} entries; use the pool's own tokenizer"),
+            differences: format!(
+                "id {id}, but the vocabulary has {vocabulary} entries; 'mixpool verify --deep' finds damage"
+            ),
         });
     }
     let rows: Vec<usize> = ids.iter().map(|id| *id as usize).collect();

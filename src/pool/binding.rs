@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::mixture::{check_name, unknown};
 use crate::progress::Observer;
-use crate::text::ReadOptions;
+use crate::text::{ReadOptions, StagedTokens, TokenFile};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -54,17 +54,17 @@ impl Pool {
         observer: &dyn Observer,
     ) -> Result<(Partition, Outcome)> {
         check_name(name)?;
-        let manifest = self.tokenize(paths, options, observer)?;
-        if manifest.n_tokens == 0 {
+        let staged = self.tokenize(paths, options, observer)?;
+        if staged.manifest().n_tokens == 0 {
             return Err(Error::input(format!("partition '{name}'"), "no token to train on; every document is empty"));
         }
-        let tokens = self.tokens(&manifest.hash)?;
+        let tokens = staged.open()?;
         let units = tokens.split(units)?.into_iter().map(|unit| (unit.start, unit.end)).collect();
-        let partition = Partition { name: name.to_owned(), tokens: manifest.hash, units };
+        let partition = Partition { name: name.to_owned(), tokens: staged.manifest().hash.clone(), units };
         for eval in self.eval_names()? {
-            self.refuse_overlap(&partition.tokens, &self.eval_binding(&eval)?.tokens, name, &eval)?;
+            refuse_overlap(&tokens, &self.tokens(&self.eval_binding(&eval)?.tokens)?, name, &eval)?;
         }
-        let outcome = self.bind("partitions", name, &partition)?;
+        let outcome = self.bind("partitions", name, &partition, staged)?;
         Ok((partition, outcome))
     }
 
@@ -80,63 +80,41 @@ impl Pool {
         observer: &dyn Observer,
     ) -> Result<(EvalBinding, Outcome)> {
         check_name(name)?;
-        let manifest = self.tokenize(paths, options, observer)?;
-        if manifest.n_tokens == 0 {
+        let staged = self.tokenize(paths, options, observer)?;
+        if staged.manifest().n_tokens == 0 {
             return Err(Error::input(format!("eval set '{name}'"), "no token to score; every document is empty"));
         }
-        let binding = EvalBinding { name: name.to_owned(), tokens: manifest.hash };
+        let held_out = staged.open()?;
+        let binding = EvalBinding { name: name.to_owned(), tokens: staged.manifest().hash.clone() };
         for partition in self.partitions()?.values() {
-            self.refuse_overlap(&partition.tokens, &binding.tokens, &partition.name, name)?;
+            refuse_overlap(&self.tokens(&partition.tokens)?, &held_out, &partition.name, name)?;
         }
         if let Some(seed) = &self.settings.seed {
-            self.refuse_overlap(&seed.tokens, &binding.tokens, "seed", name)?;
+            refuse_overlap(&self.tokens(&seed.tokens)?, &held_out, "seed", name)?;
         }
-        let outcome = self.bind("evals", name, &binding)?;
+        let outcome = self.bind("evals", name, &binding, staged)?;
         Ok((binding, outcome))
     }
 
-    /// Refuses training and eval data that share a document.
-    fn refuse_overlap(&self, training: &str, held_out: &str, partition: &str, eval: &str) -> Result<()> {
-        let training = self.tokens(training)?;
-        let known: BTreeSet<[u8; 16]> = training
-            .documents()
-            .iter()
-            .filter(|document| document.n_tokens > 0)
-            .map(|document| document.text_hash)
-            .collect();
-        let held_out = self.tokens(held_out)?;
-        let shared: Vec<usize> = (0..held_out.documents().len())
-            .filter(|index| known.contains(&held_out.documents()[*index].text_hash))
-            .collect();
-        match shared.first() {
-            None => Ok(()),
-            Some(first) => Err(Error::input(
-                format!("eval set '{eval}' and training data '{partition}'"),
-                format!(
-                    "{} document(s) are in both (first: document {} of the eval set); remove them from one side",
-                    shared.len(),
-                    first + 1
-                ),
-            )),
-        }
-    }
-
-    /// Writes a binding unless the name stands for the same content already.
+    /// Publishes tokens and the binding that names them, unless the name stands for the same content already.
     fn bind<T: Serialize + for<'de> Deserialize<'de> + PartialEq>(
         &self,
         kind: &str,
         name: &str,
         value: &T,
+        tokens: StagedTokens,
     ) -> Result<Outcome> {
         let path = self.root.join(kind).join(format!("{name}.json"));
-        if path.exists() {
-            if files::read_json::<T>(&path)? == *value {
-                return Ok(Outcome::Unchanged);
-            }
+        let bound = path.exists();
+        if bound && files::read_json::<T>(&path)? != *value {
             return Err(Error::Usage(format!(
                 "'{name}' is already registered with other content; choose another name, or delete '{}' first",
                 path.display()
             )));
+        }
+        tokens.publish()?; // also when the name is bound: a damaged folder is replaced
+        if bound {
+            return Ok(Outcome::Unchanged);
         }
         files::publish(&path, &files::to_json(value)?)?;
         Ok(Outcome::Added)
@@ -188,6 +166,27 @@ impl Pool {
         let stems = json.filter_map(|path| path.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
         Ok(stems.filter(|stem| !stem.starts_with('.')).collect())
     }
+}
+
+/// Refuses training and eval data that share a document.
+fn refuse_overlap(training: &TokenFile, held_out: &TokenFile, partition: &str, eval: &str) -> Result<()> {
+    let known: BTreeSet<[u8; 16]> = training
+        .documents()
+        .iter()
+        .filter(|document| document.n_tokens > 0)
+        .map(|document| document.text_hash)
+        .collect();
+    let held_out = held_out.documents().iter().enumerate();
+    let shared: Vec<usize> =
+        held_out.filter(|(_, document)| known.contains(&document.text_hash)).map(|(index, _)| index + 1).collect();
+    let Some(first) = shared.first() else { return Ok(()) };
+    Err(Error::input(
+        format!("eval set '{eval}' and training data '{partition}'"),
+        format!(
+            "{} document(s) are in both (first: document {first} of the eval set); remove them from one side",
+            shared.len()
+        ),
+    ))
 }
 
 /// "unknown eval set ...", worded like an unknown partition.

@@ -3,10 +3,10 @@
 use super::settings::{FORMAT, ModelChoice, SeedTraining};
 use super::{FOLDERS, POOL, Pool, RecipeFile, Settings, TOKENIZER};
 use crate::error::{Error, Result};
-use crate::files::{self, Staging};
+use crate::files;
 use crate::model::{Checkpoint, Layout, ModelConfig, read_config};
 use crate::progress::Observer;
-use crate::text::{ReadOptions, Tokenizer, tokenize_files};
+use crate::text::{ReadOptions, StagedTokens, TokenManifest, Tokenizer};
 use crate::train::TrainConfig;
 use std::path::{Path, PathBuf};
 
@@ -17,31 +17,45 @@ impl Pool {
     /// Those of [`RecipeFile::read`], of reading the seed's text and of tokenising it; [`Error::Usage`] when a pool with
     /// other settings is there already.
     pub fn init(root: &Path, recipe: &Path, observer: &dyn Observer) -> Result<Self> {
-        let plan = Plan::read(recipe)?;
+        let is_new = !root.exists();
+        let pool = Self::create(root, &Plan::read(recipe)?, observer);
+        if is_new && pool.is_err() {
+            let _ = std::fs::remove_dir(root.join("tokens")); // both only when empty
+            let _ = std::fs::remove_dir(root);
+        }
+        pool
+    }
+
+    fn create(root: &Path, plan: &Plan, observer: &dyn Observer) -> Result<Self> {
+        let staged = plan.stage_tokens(&root.join("tokens"), observer)?;
+        let settings = plan.settings(staged.as_ref().map(StagedTokens::manifest));
+        let mut pool = Self { root: root.to_path_buf(), layout: Layout::of(&settings.model), settings };
+        let imported = plan.origin.as_deref().map(Checkpoint::open).transpose()?;
+        let recipe = imported.as_ref().map(|checkpoint| pool.import_recipe(checkpoint)).transpose()?;
+        pool.settings.origin = recipe.map(|recipe| recipe.id()).transpose()?;
+        if root.join(POOL).exists() {
+            let existing = Self::open(root)?;
+            if existing.settings != pool.settings {
+                return Err(refuse_other(&existing, &pool));
+            }
+        }
+        // Nothing is visible before this line; what is there already is kept, what is damaged is mended.
         for folder in FOLDERS {
             files::create_folder(&root.join(folder))?;
         }
-        let settings_path = root.join(POOL);
-        let exists = settings_path.exists();
-        // What is only made to be compared with an existing pool does not stay in it.
-        let scratch = Staging::new(&root.join("work/init"))?;
-        let store = if exists { scratch.file("tokens") } else { root.join("tokens") };
-        let settings = plan.settings(&store, observer)?;
-        let mut pool = Self { root: root.to_path_buf(), layout: Layout::of(&settings.model), settings };
-        if let Some(folder) = &plan.origin {
-            pool.settings.origin = Some(pool.origin_id(&Checkpoint::open(folder)?)?);
+        staged.map(StagedTokens::publish).transpose()?;
+        publish_unless_equal(&root.join(TOKENIZER), &plan.tokenizer_json)?;
+        if let Some(checkpoint) = &imported {
+            pool.import(checkpoint)?;
         }
-        if exists {
-            let existing = Self::open(root)?;
-            return if existing.settings == pool.settings { Ok(existing) } else { Err(refuse_other(&existing, &pool)) };
-        }
-        files::publish(&root.join(TOKENIZER), &plan.tokenizer_json)?;
-        if let Some(folder) = &plan.origin {
-            pool.import(&Checkpoint::open(folder)?)?;
-        }
-        files::publish(&settings_path, &files::to_json(&pool.settings)?)?; // last: from here on it is a pool
+        publish_unless_equal(&root.join(POOL), &files::to_json(&pool.settings)?)?; // last: from here on it is a pool
         Self::open(root)
     }
+}
+
+/// Publishes a file unless it holds these bytes already.
+fn publish_unless_equal(path: &Path, bytes: &[u8]) -> Result<()> {
+    if std::fs::read(path).is_ok_and(|there| there == bytes) { Ok(()) } else { files::publish(path, bytes) }
 }
 
 /// A recipe file with everything it points to loaded and checked; nothing is written yet.
@@ -99,26 +113,32 @@ impl Plan {
         })
     }
 
-    /// The settings of the pool, but for the name of an imported model; tokenises the seed's text into `store`.
-    fn settings(&self, store: &Path, observer: &dyn Observer) -> Result<Settings> {
-        let Self { model, tokenizer, .. } = self;
-        let train_on = |train: &TrainConfig| -> Result<SeedTraining> {
-            let tokens = tokenize_files(store, &self.sources, &self.text, tokenizer, model.vocab_size, observer)?;
-            if tokens.n_tokens == 0 {
-                return Err(Error::input(&self.place, "the files in 'seed.files' hold no token"));
-            }
-            Ok(SeedTraining { tokens: tokens.hash, train: train.clone() })
-        };
-        Ok(Settings {
+    /// The seed's text, tokenised but not visible yet; none when the seed model is imported.
+    fn stage_tokens(&self, store: &Path, observer: &dyn Observer) -> Result<Option<StagedTokens>> {
+        if self.seed.is_none() {
+            return Ok(None);
+        }
+        let Self { sources, text, tokenizer, model, .. } = self;
+        let staged = StagedTokens::of(store, sources, text, tokenizer, model.vocab_size, observer)?;
+        if staged.manifest().n_tokens == 0 {
+            return Err(Error::input(&self.place, "the files in 'seed.files' hold no token"));
+        }
+        Ok(Some(staged))
+    }
+
+    /// The settings of the pool, but for the name of an imported model.
+    fn settings(&self, seed_tokens: Option<&TokenManifest>) -> Settings {
+        let seed = seed_tokens.zip(self.seed.clone());
+        Settings {
             format: FORMAT,
-            model: model.clone(),
-            tokenizer: tokenizer.hash().to_owned(),
+            model: self.model.clone(),
+            tokenizer: self.tokenizer.hash().to_owned(),
             prefix_token: self.prefix_token,
             window: self.window,
             origin: None,
-            seed: self.seed.as_ref().map(train_on).transpose()?,
+            seed: seed.map(|(tokens, train)| SeedTraining { tokens: tokens.hash.clone(), train }),
             expert: self.expert.clone(),
-        })
+        }
     }
 }
 

@@ -29,9 +29,9 @@ pub use settings::{Count, RecipeFile, Settings, parse_count};
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::Layout;
+use crate::model::{Checkpoint, Layout};
 use crate::progress::Observer;
-use crate::text::{ReadOptions, TokenFile, TokenManifest, Tokenizer, tokenize_files};
+use crate::text::{ReadOptions, StagedTokens, TokenFile, Tokenizer};
 use std::path::{Path, PathBuf};
 
 /// An open pool.
@@ -62,8 +62,9 @@ impl Pool {
                 settings::FORMAT
             )));
         }
-        let settings: Settings =
-            serde_json::from_value(value).map_err(|error| Error::damaged(&path, error.to_string()))?;
+        let settings: Settings = serde_json::from_value(value)
+            .map_err(|error| Error::damaged(&path, format!("{error}; {}", files::MAKE_AGAIN)))?;
+        files::sweep(root)?;
         for folder in FOLDERS {
             files::sweep(&root.join(folder))?;
         }
@@ -104,19 +105,36 @@ impl Pool {
     }
 
     /// Opens a token file of the pool.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when it is missing or not whole.
     pub fn tokens(&self, hash: &str) -> Result<TokenFile> {
-        TokenFile::open(&self.root.join("tokens").join(hash))
+        TokenFile::open(&self.root.join("tokens").join(hash)).map_err(Error::missing_is_damage)
     }
 
-    /// Tokenises documents into the pool.
-    fn tokenize(&self, paths: &[PathBuf], options: &ReadOptions, observer: &dyn Observer) -> Result<TokenManifest> {
+    /// Opens the weights in the folder of an object.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when they are missing or not whole.
+    pub(crate) fn checkpoint(folder: &Path) -> Result<Checkpoint> {
+        Checkpoint::open(folder).map_err(Error::missing_is_damage).map_err(|error| match error {
+            Error::Damaged { path, problem } => {
+                let remedy = format!("delete '{}' and run 'mixpool train' again", folder.display());
+                Error::Damaged { path, problem: format!("{problem}; {remedy}") }
+            }
+            other => other,
+        })
+    }
+
+    /// Tokenises documents; they are part of the pool once they are published.
+    fn tokenize(&self, paths: &[PathBuf], options: &ReadOptions, observer: &dyn Observer) -> Result<StagedTokens> {
         let path = self.root.join(TOKENIZER);
         let tokenizer = Tokenizer::load(&path)?;
         if tokenizer.hash() != self.settings.tokenizer {
             return Err(Error::damaged(path, "it is not the tokenizer the pool was made with; restore it"));
         }
         let vocabulary = self.settings.model.vocab_size;
-        tokenize_files(&self.root.join("tokens"), paths, options, &tokenizer, vocabulary, observer)
+        StagedTokens::of(&self.root.join("tokens"), paths, options, &tokenizer, vocabulary, observer)
     }
 }
 

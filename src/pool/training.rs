@@ -32,25 +32,24 @@ impl Pool {
         Ok(imported.ok_or_else(missing)?.recipe)
     }
 
-    /// The recipe of a model that was made elsewhere: its weights are all there is to know.
-    fn imported_recipe(&self, checkpoint: &Checkpoint) -> Result<Recipe> {
-        let start = Start::Imported(files::hash_file(checkpoint.path())?);
-        Ok(self.recipe(start, Vec::new(), TrainConfig::new(0, 1, 1, 0.0)))
-    }
-
-    /// The name that a model from elsewhere has in this pool.
-    pub(super) fn origin_id(&self, checkpoint: &Checkpoint) -> Result<String> {
-        self.imported_recipe(checkpoint)?.id()
+    /// The recipe of a model from elsewhere.
+    pub(super) fn import_recipe(&self, checkpoint: &Checkpoint) -> Result<Recipe> {
+        let weights = files::hash_file(checkpoint.path())?;
+        Ok(self.recipe(Start::Imported(weights), Vec::new(), TrainConfig::new(0, 1, 1, 0.0)))
     }
 
     /// Brings a model from elsewhere into the pool.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when its tensors are not those its `config.json` calls for.
-    pub(super) fn import(&self, checkpoint: &Checkpoint) -> Result<Manifest> {
-        let recipe = self.imported_recipe(checkpoint)?;
-        let state = State::fresh(checkpoint.read(&self.layout)?);
-        self.publish(&recipe.id()?, &recipe, &state, None, 0.0)
+    pub(super) fn import(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let recipe = self.import_recipe(checkpoint)?;
+        let id = recipe.id()?;
+        if self.manifest(&id)?.is_none() {
+            let state = State::fresh(checkpoint.read(&self.layout)?);
+            self.publish(&id, &recipe, &state, None, 0.0)?;
+        }
+        Ok(())
     }
 
     /// The recipe of the expert of one unit.
@@ -150,7 +149,7 @@ impl Pool {
     fn origin(&self, recipe: &Recipe) -> Result<Option<Vec<f32>>> {
         match &recipe.start {
             Start::Scratch | Start::Imported(_) => Ok(None),
-            Start::Object(id) => Checkpoint::open(&self.object_folder(id))?.read(&self.layout).map(Some),
+            Start::Object(id) => Self::checkpoint(&self.object_folder(id))?.read(&self.layout).map(Some),
         }
     }
 
@@ -173,6 +172,9 @@ impl Pool {
             return Err(Error::NotFinite { what: format!("tensor '{name}'"), place });
         }
         let folder = self.object_folder(id);
+        if !folder.join(MANIFEST).exists() {
+            files::remove_folder(&folder)?; // published whole, damaged since
+        }
         let staging = Staging::new(&folder)?;
         write_checkpoint(&staging.file("."), &recipe.model, &self.layout, &state.parameters)?;
         let tokenizer = self.root.join(TOKENIZER);

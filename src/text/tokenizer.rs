@@ -3,8 +3,10 @@
 use super::{ReadOptions, read_documents};
 use crate::error::{Error, Result};
 use crate::files;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -73,8 +75,8 @@ impl Tokenizer {
     pub fn load(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         // A damaged merge list can make the crate panic; that is the file's fault and said so.
-        let loaded = catch_unwind(|| Inner::from_bytes(&bytes))
-            .unwrap_or_else(|_| Err("the tokenizers library failed on it".into()))
+        let loaded = guarded("the tokenizers library failed on it", || Inner::from_bytes(&bytes))
+            .and_then(without_cutting_and_padding)
             .map_err(|error| {
                 let problem = format!("not a tokenizer.json that this version of 'tokenizers' can read: {error}");
                 Error::input(path.display(), problem)
@@ -109,9 +111,33 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Input`] naming `place` when the tokenizer fails or emits an id outside its vocabulary.
     pub fn encode(&self, text: &str, place: &str) -> Result<Vec<u32>> {
-        catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast(text, false)))
-            .unwrap_or_else(|_| Err("the tokenizers library failed on this text".into()))
+        guarded("the tokenizers library failed on this text", || self.inner.encode_fast(text, false))
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|error| Error::input(place, format!("cannot be tokenised: {error}")))
     }
+}
+
+/// A document is all of its tokens and nothing else, whatever the file says of batches.
+fn without_cutting_and_padding(mut tokenizer: Inner) -> tokenizers::Result<Inner> {
+    tokenizer.with_truncation(None)?;
+    tokenizer.with_padding(None);
+    Ok(tokenizer)
+}
+
+/// Runs what may panic on hostile input, silently, and turns a panic into a failure with this message.
+fn guarded<T>(message: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    thread_local!(static GUARDED: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !GUARDED.get() {
+                usual(panic);
+            }
+        }));
+    });
+    let before = GUARDED.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    GUARDED.set(before);
+    outcome.unwrap_or_else(|_| Err(message.into()))
 }

@@ -82,17 +82,60 @@ pub fn tokenize_files(
     vocabulary: usize,
     observer: &dyn Observer,
 ) -> Result<TokenManifest> {
-    files::create_folder(store)?;
-    let staging = Staging::new(&store.join("tokens"))?;
-    let mut writer = TokenWriter::create(&staging.file(TOKENS), tokenizer, vocabulary)?;
-    for path in paths {
-        writer.add_file(path, options, observer)?;
+    StagedTokens::of(store, paths, options, tokenizer, vocabulary, observer)?.publish()
+}
+
+/// A token folder that is complete but not visible yet: dropped, it leaves nothing behind.
+pub struct StagedTokens {
+    manifest: TokenManifest,
+    staging: Staging,
+    store: PathBuf,
+}
+
+impl StagedTokens {
+    /// Tokenises as [`tokenize_files`] does.
+    ///
+    /// # Errors
+    /// Those of [`tokenize_files`].
+    pub fn of(
+        store: &Path,
+        paths: &[PathBuf],
+        options: &ReadOptions,
+        tokenizer: &Tokenizer,
+        vocabulary: usize,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
+        files::create_folder(store)?;
+        let staging = Staging::new(&store.join("tokens"))?;
+        let mut writer = TokenWriter::create(&staging.file(TOKENS), tokenizer, vocabulary)?;
+        for path in paths {
+            writer.add_file(path, options, observer)?;
+        }
+        let (manifest, entries) = writer.close(paths)?;
+        staging.write(DOCUMENTS, &entries)?;
+        staging.write(MANIFEST, &files::to_json(&manifest)?)?;
+        Ok(Self { manifest, staging, store: store.to_path_buf() })
     }
-    let (manifest, entries) = writer.close(paths)?;
-    staging.write(DOCUMENTS, &entries)?;
-    staging.write(MANIFEST, &files::to_json(&manifest)?)?;
-    staging.publish(&store.join(&manifest.hash))?;
-    Ok(manifest)
+
+    /// The manifest.
+    pub fn manifest(&self) -> &TokenManifest {
+        &self.manifest
+    }
+
+    /// The tokens, before others see them.
+    pub fn open(&self) -> Result<TokenFile> {
+        TokenFile::open(&self.staging.file("."))
+    }
+
+    /// Makes the folder visible. One that is there already is kept if it is whole and replaced if it is damaged.
+    pub fn publish(self) -> Result<TokenManifest> {
+        let folder = self.store.join(&self.manifest.hash);
+        if folder.exists() && TokenFile::open(&folder).and_then(|tokens| tokens.verify(&folder)).is_err() {
+            files::remove_folder(&folder)?;
+        }
+        self.staging.publish(&folder)?;
+        Ok(self.manifest)
+    }
 }
 
 /// Encodes documents in batches and appends their ids to `tokens.bin`.
@@ -208,14 +251,18 @@ impl TokenFile {
         let documents: Vec<_> = entries.iter().map(DocumentEntry::from_bytes).collect();
         let total: u64 = documents.iter().map(|document| document.n_tokens).sum();
         if !rest.is_empty() || documents.len() as u64 != manifest.n_docs || total != manifest.n_tokens {
-            return Err(Error::damaged(path, "its size does not fit the manifest; register the data again"));
+            return Err(Error::damaged(
+                path,
+                "its size does not fit the manifest; register the data (or, for the seed, init) again",
+            ));
         }
         let path = folder.join(TOKENS);
         let ids = if manifest.n_tokens == 0 { None } else { Some(files::map(&path)?) };
         let expected = manifest.n_tokens * manifest.id_bytes as u64;
         let length = ids.as_ref().map_or(0, |ids| ids.len() as u64);
         if length != expected || !matches!(manifest.id_bytes, 2 | 4) {
-            let problem = format!("{length} bytes, expected {expected}; register the data again");
+            let problem =
+                format!("{length} bytes, expected {expected}; register the data (or, for the seed, init) again");
             return Err(Error::damaged(path, problem));
         }
         let mut next = 0;
@@ -237,7 +284,10 @@ impl TokenFile {
         if content_hash(&self.manifest.tokenizer, self.manifest.id_bytes, &ids, &table) == self.manifest.hash {
             return Ok(());
         }
-        Err(Error::damaged(folder, "its bytes do not match its manifest; register the data again"))
+        Err(Error::damaged(
+            folder,
+            "its bytes do not match its manifest; register the data (or, for the seed, init) again",
+        ))
     }
 
     /// The manifest.
