@@ -1,6 +1,8 @@
 //! Cross-entropy: the output matrix and the loss in one operator that never holds all logits.
 //!
-//! Rows are taken in chunks; only one chunk of logits exists at a time, whatever the vocabulary.
+//! Scoring walks over tiles of rows × vocabulary and keeps a running log-sum-exp per row. Training takes all of the
+//! vocabulary for some rows at a time, because their gradient needs the finished sum. Either way one tile of logits
+//! exists at a time, whatever the vocabulary.
 
 use super::matmul::{Into, Matrix, MatrixMut, matmul};
 use super::{Exec, for_blocks, modify, simd, tensor, values};
@@ -8,10 +10,14 @@ use crate::error::{Error, Result};
 use candle_core::Tensor;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Logits held at once: 512 Ki values, 2 MiB.
+/// Rows of a tile in scoring.
+const TILE_ROWS: usize = 256;
+/// Vocabulary entries of a tile in scoring: 1 MiB of logits, and an output matrix that is packed once per 256 rows.
+const TILE_VOCABULARY: usize = 1024;
+/// Logits held at once in training: 512 Ki values, 2 MiB.
 const LOGITS: usize = 1 << 19;
 
-/// Rows of one chunk; depends on the vocabulary alone.
+/// Rows of one chunk in training; depends on the vocabulary alone.
 fn chunk_rows(vocabulary: usize) -> usize {
     (LOGITS / vocabulary).clamp(64, 512)
 }
@@ -25,15 +31,53 @@ pub fn cross_entropy(exec: Exec, x: &Tensor, w: &Tensor, targets: &[u32]) -> Res
     let vocabulary = w.dim(0)?;
     check(targets, vocabulary)?;
     let (x, w) = (values(x)?, values(w)?);
-    let rows = chunk_rows(vocabulary);
-    let mut logits = vec![0f32; rows.min(targets.len()) * vocabulary];
+    let mut logits = vec![0f32; TILE_ROWS.min(targets.len()) * TILE_VOCABULARY.min(vocabulary)];
     let mut nll = Vec::with_capacity(targets.len());
-    for (x, targets) in x.chunks(rows * width).zip(targets.chunks(rows)) {
-        let logits = &mut logits[..targets.len() * vocabulary];
-        chunk_logits(exec, x, &w, width, logits);
-        nll.extend(rows_nll(exec, logits, vocabulary, targets, None));
+    for (x, targets) in x.chunks(TILE_ROWS * width).zip(targets.chunks(TILE_ROWS)) {
+        let mut sums = vec![LogSumExp::EMPTY; targets.len()];
+        for (tile, w) in w.chunks(TILE_VOCABULARY * width).enumerate() {
+            let columns = w.len() / width;
+            let logits = &mut logits[..targets.len() * columns];
+            tile_logits(exec, x, w, width, logits);
+            let first = tile * TILE_VOCABULARY;
+            for ((sum, row), target) in sums.iter_mut().zip(logits.chunks_exact_mut(columns)).zip(targets) {
+                if let Some(chosen) = (*target as usize).checked_sub(first).and_then(|column| row.get(column)) {
+                    sum.chosen = *chosen;
+                }
+                simd::vectorised(
+                    #[inline(always)]
+                    || sum.add(row),
+                );
+            }
+        }
+        nll.extend(sums.iter().map(LogSumExp::nll));
     }
     Ok(nll)
+}
+
+/// A running log-sum-exp over the logits of one row, and the logit of its target.
+#[derive(Clone, Copy)]
+struct LogSumExp {
+    max: f32,
+    sum: f64, // of e^(logit − max)
+    chosen: f32,
+}
+
+impl LogSumExp {
+    const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, chosen: 0.0 };
+
+    /// Takes in more logits, which are overwritten.
+    #[inline(always)]
+    fn add(&mut self, logits: &mut [f32]) {
+        let max = simd::max(logits).max(self.max);
+        let sum = f64::from(simd::exp_sum(logits, max));
+        self.sum = self.sum * f64::from(self.max - max).exp() + sum;
+        self.max = max;
+    }
+
+    fn nll(&self) -> f64 {
+        self.sum.ln() + f64::from(self.max) - f64::from(self.chosen)
+    }
 }
 
 /// The negative log-likelihoods, and the gradients of `scale · Σ nll`: adds to `dw`, returns `dx`.
@@ -58,8 +102,8 @@ pub fn cross_entropy_backward(
     let mut dx = vec![0f32; n * width];
     for ((x, dx), targets) in x.chunks(rows * width).zip(dx.chunks_mut(rows * width)).zip(targets.chunks(rows)) {
         let logits = &mut logits[..targets.len() * vocabulary];
-        chunk_logits(exec, x, &w, width, logits);
-        nll.extend(rows_nll(exec, logits, vocabulary, targets, Some(scale)));
+        tile_logits(exec, x, &w, width, logits);
+        nll.extend(rows_nll(exec, logits, vocabulary, targets, scale));
         let dlogits = Matrix::new(logits, targets.len(), vocabulary);
         let w = Matrix::new(&w, vocabulary, width);
         matmul(exec, Into::Overwrite, MatrixMut::new(dx, targets.len(), width), dlogits, w);
@@ -82,14 +126,14 @@ fn check(targets: &[u32], vocabulary: usize) -> Result<()> {
     })
 }
 
-fn chunk_logits(exec: Exec, x: &[f32], w: &[f32], width: usize, logits: &mut [f32]) {
+fn tile_logits(exec: Exec, x: &[f32], w: &[f32], width: usize, logits: &mut [f32]) {
     let (rows, vocabulary) = (x.len() / width, w.len() / width);
     let out = MatrixMut::new(logits, rows, vocabulary);
     matmul(exec, Into::Overwrite, out, Matrix::new(x, rows, width), Matrix::new(w, vocabulary, width).t());
 }
 
-/// The loss of each row of logits; with `scale`, the logits are replaced by their gradient.
-fn rows_nll(exec: Exec, logits: &mut [f32], vocabulary: usize, targets: &[u32], scale: Option<f32>) -> Vec<f64> {
+/// The loss of each row of logits, which are replaced by their gradient times `scale`.
+fn rows_nll(exec: Exec, logits: &mut [f32], vocabulary: usize, targets: &[u32], scale: f32) -> Vec<f64> {
     let nll: Vec<AtomicU64> = targets.iter().map(|_| AtomicU64::new(0)).collect();
     for_blocks(exec, logits, vocabulary, |row, logits| {
         let target = targets[row] as usize;
@@ -103,14 +147,12 @@ fn rows_nll(exec: Exec, logits: &mut [f32], vocabulary: usize, targets: &[u32], 
 }
 
 #[inline(always)]
-fn row_nll(logits: &mut [f32], target: usize, scale: Option<f32>) -> f64 {
+fn row_nll(logits: &mut [f32], target: usize, scale: f32) -> f64 {
     let max = simd::max(logits);
     let chosen = logits[target];
     let sum = simd::exp_sum(logits, max);
-    if let Some(scale) = scale {
-        let factor = scale / sum;
-        logits.iter_mut().for_each(|p| *p *= factor);
-        logits[target] -= scale;
-    }
+    let factor = scale / sum;
+    logits.iter_mut().for_each(|p| *p *= factor);
+    logits[target] -= scale;
     f64::from(sum).ln() + f64::from(max) - f64::from(chosen)
 }

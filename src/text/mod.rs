@@ -10,5 +10,5 @@ mod windows;
 pub use batches::{Batch, Batches, Share};
 pub use documents::{Document, ReadOptions, read_documents};
 pub use tokenizer::Tokenizer;
-pub use tokens::{DocumentEntry, StagedTokens, TokenFile, TokenManifest, tokenize_files};
+pub use tokens::{DocumentEntry, StagedTokens, TokenFile, TokenManifest};
 pub use windows::{Window, rolling_windows};

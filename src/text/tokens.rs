@@ -68,23 +68,6 @@ impl DocumentEntry {
     }
 }
 
-/// Tokenises the documents of `paths` into a new token folder under `store` and returns its manifest.
-///
-/// The same text and tokenizer give the same folder; one that is there already is kept.
-///
-/// # Errors
-/// Those of [`read_documents`] and [`Tokenizer::encode`]; [`Error::Mismatch`] when an id reaches beyond `vocabulary`.
-pub fn tokenize_files(
-    store: &Path,
-    paths: &[PathBuf],
-    options: &ReadOptions,
-    tokenizer: &Tokenizer,
-    vocabulary: usize,
-    observer: &dyn Observer,
-) -> Result<TokenManifest> {
-    StagedTokens::of(store, paths, options, tokenizer, vocabulary, observer)?.publish()
-}
-
 /// A token folder that is complete but not visible yet: dropped, it leaves nothing behind.
 pub struct StagedTokens {
     manifest: TokenManifest,
@@ -93,10 +76,12 @@ pub struct StagedTokens {
 }
 
 impl StagedTokens {
-    /// Tokenises as [`tokenize_files`] does.
+    /// Tokenises the documents of `paths` into a token folder that will lie under `store`.
+    ///
+    /// The same text and tokenizer give the same folder.
     ///
     /// # Errors
-    /// Those of [`tokenize_files`].
+    /// Those of [`read_documents`] and [`Tokenizer::encode`]; [`Error::Mismatch`] when an id reaches beyond `vocabulary`.
     pub fn of(
         store: &Path,
         paths: &[PathBuf],
