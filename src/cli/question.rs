@@ -300,7 +300,7 @@ impl ExportModel {
         if self.out.exists() {
             return Err(Error::Usage(format!("'{}' exists already; choose another --out", self.out.display())));
         }
-        let open = members.iter().map(|member| pool.checkpoint(&member.folder)).collect::<Result<Vec<_>>>()?;
+        let open = members.iter().map(|member| Pool::checkpoint(&member.folder)).collect::<Result<Vec<_>>>()?;
         let weighted: Vec<(f64, &Checkpoint)> = members.iter().map(|member| member.weight).zip(&open).collect();
         let mut values = vec![0f32; pool.layout().len()];
         average(&mut values, pool.layout(), &weighted)?;

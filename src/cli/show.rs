@@ -206,7 +206,7 @@ impl Verify {
         for manifest in pool.manifests()? {
             let folder = pool.object_folder(&manifest.id);
             let weights = folder.join("model.safetensors");
-            let differences = pool.layout().differences(&pool.checkpoint(&folder)?.layout());
+            let differences = pool.layout().differences(&Pool::checkpoint(&folder)?.layout());
             if let Some(difference) = differences.first() {
                 return Err(Error::damaged(&weights, difference.clone()));
             }

@@ -116,7 +116,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`Error::Damaged`] when they are missing or not whole.
-    pub(crate) fn checkpoint(&self, folder: &Path) -> Result<Checkpoint> {
+    pub(crate) fn checkpoint(folder: &Path) -> Result<Checkpoint> {
         Checkpoint::open(folder).map_err(Error::missing_is_damage).map_err(|error| match error {
             Error::Damaged { path, problem } => {
                 let remedy = format!("delete '{}' and run 'mixpool train' again", folder.display());

@@ -141,7 +141,7 @@ impl Scorer<'_> {
             None => self.evaluator.insert(Evaluator::new(model, &self.pool.layout, *window)?),
         };
         let start = Instant::now();
-        let open = members.iter().map(|member| self.pool.checkpoint(&member.folder)).collect::<Result<Vec<_>>>()?;
+        let open = members.iter().map(|member| Pool::checkpoint(&member.folder)).collect::<Result<Vec<_>>>()?;
         let weighted: Vec<(f64, &Checkpoint)> = members.iter().map(|member| member.weight).zip(&open).collect();
         evaluator.set(|out| average(out, &self.pool.layout, &weighted))?;
         Ok(start.elapsed().as_secs_f64())

@@ -254,10 +254,11 @@ impl ExpertSection {
 }
 
 /// What the YAML reader says, in words for people who write recipes.
-const WORDED: [(&str, &str); 4] = [
+const WORDED: [(&str, &str); 5] = [
     ("invalid u64", "expected a whole number"),
     ("invalid f64", "expected a number"),
     ("expected sequence start", "expected a list such as [general.txt]"),
+    ("unexpected end of input", "the file ends; expected lines of the form 'key: value'"),
     ("expected mapping start", "expected lines of the form 'key: value'"),
 ];
 
@@ -273,7 +274,7 @@ fn recipe_error(path: &Path, error: &serde_saphyr::Error) -> Error {
         }
         None => (path.display().to_string(), line),
     };
-    let worded = WORDED.iter().find(|(theirs, _)| said == *theirs).map_or(said, |(_, ours)| *ours);
+    let worded = WORDED.iter().find(|(theirs, _)| said.starts_with(theirs)).map_or(said, |(_, ours)| *ours);
     // "unknown field `exprt`, expected one of model, seed, expert"
     let names = said.split_once(", expected one of ").filter(|_| said.starts_with("unknown "));
     let hint = names.and_then(|(wrong, known)| closest(wrong.split('`').nth(1)?, known.split(", ")));

@@ -149,7 +149,7 @@ impl Pool {
     fn origin(&self, recipe: &Recipe) -> Result<Option<Vec<f32>>> {
         match &recipe.start {
             Start::Scratch | Start::Imported(_) => Ok(None),
-            Start::Object(id) => self.checkpoint(&self.object_folder(id))?.read(&self.layout).map(Some),
+            Start::Object(id) => Self::checkpoint(&self.object_folder(id))?.read(&self.layout).map(Some),
         }
     }
 
