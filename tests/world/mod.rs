@@ -203,6 +203,11 @@ pub fn listing(root: &Path) -> BTreeMap<String, String> {
     found
 }
 
+/// Whether a file's name ends in one of these kinds.
+pub fn is_any(path: impl AsRef<Path>, kinds: &[&str]) -> bool {
+    path.as_ref().extension().is_some_and(|extension| kinds.iter().any(|kind| extension == *kind))
+}
+
 /// Changes a file in place.
 pub fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(path).unwrap();
