@@ -44,7 +44,7 @@ impl Floats<'_> {
 ///
 /// Sums are carried in f64 in the order of `members` and rounded to f32 once, so the result is within half a unit in
 /// the last place of exact arithmetic (to f64's own error), a single member of weight 1 is copied bit for bit, and equal
-/// members come out unchanged.
+/// members come out unchanged. Members of weight 0 are not read.
 ///
 /// # Panics
 /// When a member has another length than `out`.
@@ -55,11 +55,11 @@ pub fn weighted_sum(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
         for (block, out) in out.chunks_mut(sums.len()).enumerate() {
             let start = tile * TILE + block * sums.len();
             let sums = &mut sums[..out.len()];
-            sums.fill(0.0);
+            sums.fill(-0.0); // the number that adds nothing to any other, −0 included
             simd::vectorised(
                 #[inline(always)]
                 || {
-                    for (weight, values) in members {
+                    for (weight, values) in members.iter().filter(|(weight, _)| *weight != 0.0) {
                         accumulate(sums, *weight, values.slice(start, out.len()));
                     }
                     out.iter_mut().zip(sums.iter()).for_each(|(out, sum)| *out = *sum as f32);

@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{Checkpoint, Layout, ModelConfig, read_config};
 use crate::progress::Observer;
-use crate::text::{ReadOptions, StagedTokens, Tokenizer};
+use crate::text::{ReadOptions, StagedTokens, TokenManifest, Tokenizer};
+use crate::train::TrainConfig;
 use std::path::{Path, PathBuf};
 
 impl Pool {
@@ -17,7 +18,7 @@ impl Pool {
     /// other settings is there already.
     pub fn init(root: &Path, recipe: &Path, observer: &dyn Observer) -> Result<Self> {
         let is_new = !root.exists();
-        let pool = Self::create(root, recipe, observer);
+        let pool = Self::create(root, &Plan::read(recipe)?, observer);
         if is_new && pool.is_err() {
             let _ = std::fs::remove_dir(root.join("tokens")); // both only when empty
             let _ = std::fs::remove_dir(root);
@@ -25,56 +26,17 @@ impl Pool {
         pool
     }
 
-    fn create(root: &Path, recipe: &Path, observer: &dyn Observer) -> Result<Self> {
-        let file = RecipeFile::read(recipe)?;
-        let place = recipe.display().to_string();
-        let (seed_train, expert) = file.training(&place)?;
-        let resolve = |path: &Path| RecipeFile::resolve(recipe, path);
-        let origin = file.from.as_deref().map(resolve);
-        let tokenizer_path = file.tokenizer.as_deref().map(resolve);
-        let tokenizer_path = tokenizer_path.or_else(|| origin.as_ref().map(|folder| folder.join(TOKENIZER)));
-        let tokenizer_path = tokenizer_path.ok_or_else(|| Error::input(&place, "'tokenizer' is missing"))?;
-        let tokenizer = Tokenizer::load(&tokenizer_path)?;
-        let prefix_token = prefix_token(&file, &tokenizer, &place)?;
-        let model = model_config(&file, origin.as_deref(), &tokenizer, &place)?;
-        let window =
-            file.window.or(seed_train.as_ref().map(|seed| seed.sequence_length)).unwrap_or(expert.sequence_length);
-        if window == 0 {
-            return Err(Error::input(&place, "'window' must be at least 1"));
-        }
-        let staged = match &file.seed {
-            Some(section) => {
-                let sources: Vec<PathBuf> = section.files.iter().map(|path| resolve(path)).collect();
-                if sources.is_empty() {
-                    return Err(Error::input(&place, "'seed.files' is empty; name at least one text file"));
-                }
-                let options = ReadOptions { text_field: section.text_field.clone(), ..ReadOptions::default() };
-                let store = root.join("tokens");
-                Some(StagedTokens::of(&store, &sources, &options, &tokenizer, model.vocab_size, observer)?)
-            }
-            None if origin.is_some() => None,
-            None => {
-                let problem = "'seed' is missing; say how the seed model is trained, or give 'from'";
-                return Err(Error::input(&place, problem));
-            }
-        };
-        let seed = staged.as_ref().zip(seed_train);
-        let seed = seed.map(|(staged, train)| SeedTraining { tokens: staged.manifest().hash.clone(), train });
-        let format = FORMAT;
-        let tokenizer = tokenizer.hash().to_owned();
-        let settings = Settings { format, model, tokenizer, prefix_token, window, origin: None, seed, expert };
+    fn create(root: &Path, plan: &Plan, observer: &dyn Observer) -> Result<Self> {
+        let staged = plan.stage_tokens(&root.join("tokens"), observer)?;
+        let settings = plan.settings(staged.as_ref().map(StagedTokens::manifest));
         let mut pool = Self { root: root.to_path_buf(), layout: Layout::of(&settings.model), settings };
-        let imported = origin.as_deref().map(Checkpoint::open).transpose()?;
-        let imported_recipe = imported.as_ref().map(|checkpoint| pool.import_recipe(checkpoint)).transpose()?;
-        pool.settings.origin = imported_recipe.map(|recipe| recipe.id()).transpose()?;
+        let imported = plan.origin.as_deref().map(Checkpoint::open).transpose()?;
+        let recipe = imported.as_ref().map(|checkpoint| pool.import_recipe(checkpoint)).transpose()?;
+        pool.settings.origin = recipe.map(|recipe| recipe.id()).transpose()?;
         if root.join(POOL).exists() {
             let existing = Self::open(root)?;
             if existing.settings != pool.settings {
-                return Err(Error::Usage(format!(
-                    "'{}' is already a pool with other settings ({}); choose another folder with --pool",
-                    root.display(),
-                    different_settings(&existing.settings, &pool.settings)
-                )));
+                return Err(refuse_other(&existing, &pool));
             }
         }
         // Nothing is visible before this line; what is there already is kept, what is damaged is mended.
@@ -82,8 +44,7 @@ impl Pool {
             files::create_folder(&root.join(folder))?;
         }
         staged.map(StagedTokens::publish).transpose()?;
-        let bytes = std::fs::read(&tokenizer_path).map_err(Error::io("read", &tokenizer_path))?;
-        publish_unless_equal(&root.join(TOKENIZER), &bytes)?;
+        publish_unless_equal(&root.join(TOKENIZER), &plan.tokenizer_json)?;
         if let Some(checkpoint) = &imported {
             pool.import(checkpoint)?;
         }
@@ -95,6 +56,98 @@ impl Pool {
 /// Publishes a file unless it holds these bytes already.
 fn publish_unless_equal(path: &Path, bytes: &[u8]) -> Result<()> {
     if std::fs::read(path).is_ok_and(|there| there == bytes) { Ok(()) } else { files::publish(path, bytes) }
+}
+
+/// A recipe file with everything it points to loaded and checked; nothing is written yet.
+struct Plan {
+    place: String,
+    sources: Vec<PathBuf>,
+    text: ReadOptions,
+    origin: Option<PathBuf>,
+    tokenizer: Tokenizer,
+    tokenizer_json: Vec<u8>,
+    prefix_token: u32,
+    model: ModelConfig,
+    window: usize,
+    seed: Option<TrainConfig>,
+    expert: TrainConfig,
+}
+
+impl Plan {
+    fn read(recipe: &Path) -> Result<Self> {
+        let file = RecipeFile::read(recipe)?;
+        let place = recipe.display().to_string();
+        let (seed, expert) = file.training(&place)?;
+        let resolve = |path: &Path| RecipeFile::resolve(recipe, path);
+        let origin = file.from.as_deref().map(resolve);
+        let tokenizer = file.tokenizer.as_deref().map(resolve);
+        let tokenizer = tokenizer.or_else(|| origin.as_ref().map(|folder| folder.join(TOKENIZER)));
+        let tokenizer_path = tokenizer.ok_or_else(|| Error::input(&place, "'tokenizer' is missing"))?;
+        let tokenizer = Tokenizer::load(&tokenizer_path)?;
+        let sources = file.seed.iter().flat_map(|seed| &seed.files).map(|path| resolve(path)).collect::<Vec<_>>();
+        if seed.is_some() && sources.is_empty() {
+            return Err(Error::input(&place, "'seed.files' is empty; name at least one text file"));
+        }
+        if seed.is_none() && origin.is_none() {
+            let problem = "'seed' is missing; say how the seed model is trained, or name a model folder with 'from'";
+            return Err(Error::input(&place, problem));
+        }
+        let window = file.window.unwrap_or(seed.as_ref().unwrap_or(&expert).sequence_length);
+        if window == 0 {
+            return Err(Error::input(&place, "'window' must be at least 1"));
+        }
+        let text_field = file.seed.as_ref().map(|seed| seed.text_field.clone());
+        let defaults = ReadOptions::default();
+        Ok(Self {
+            prefix_token: prefix_token(&file, &tokenizer, &place)?,
+            model: model_config(&file, origin.as_deref(), &tokenizer, &place)?,
+            tokenizer_json: std::fs::read(&tokenizer_path).map_err(Error::io("read", &tokenizer_path))?,
+            text: ReadOptions { text_field: text_field.unwrap_or(defaults.text_field), ..defaults },
+            place,
+            sources,
+            origin,
+            tokenizer,
+            window,
+            seed,
+            expert,
+        })
+    }
+
+    /// The seed's text, tokenised but not visible yet; none when the seed model is imported.
+    fn stage_tokens(&self, store: &Path, observer: &dyn Observer) -> Result<Option<StagedTokens>> {
+        if self.seed.is_none() {
+            return Ok(None);
+        }
+        let Self { sources, text, tokenizer, model, .. } = self;
+        let staged = StagedTokens::of(store, sources, text, tokenizer, model.vocab_size, observer)?;
+        if staged.manifest().n_tokens == 0 {
+            return Err(Error::input(&self.place, "the files in 'seed.files' hold no token"));
+        }
+        Ok(Some(staged))
+    }
+
+    /// The settings of the pool, but for the name of an imported model.
+    fn settings(&self, seed_tokens: Option<&TokenManifest>) -> Settings {
+        let seed = seed_tokens.zip(self.seed.clone());
+        Settings {
+            format: FORMAT,
+            model: self.model.clone(),
+            tokenizer: self.tokenizer.hash().to_owned(),
+            prefix_token: self.prefix_token,
+            window: self.window,
+            origin: None,
+            seed: seed.map(|(tokens, train)| SeedTraining { tokens: tokens.hash.clone(), train }),
+            expert: self.expert.clone(),
+        }
+    }
+}
+
+fn refuse_other(existing: &Pool, wanted: &Pool) -> Error {
+    Error::Usage(format!(
+        "'{}' is already a pool with other settings ({}); choose another folder with --pool",
+        existing.root.display(),
+        different_settings(&existing.settings, &wanted.settings)
+    ))
 }
 
 fn prefix_token(file: &RecipeFile, tokenizer: &Tokenizer, place: &str) -> Result<u32> {

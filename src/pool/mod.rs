@@ -112,7 +112,7 @@ impl Pool {
         TokenFile::open(&self.root.join("tokens").join(hash)).map_err(Error::missing_is_damage)
     }
 
-    /// Opens the weights of an object.
+    /// Opens the weights in the folder of an object.
     ///
     /// # Errors
     /// [`Error::Damaged`] when they are missing or not whole.
