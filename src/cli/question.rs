@@ -14,7 +14,7 @@ use crate::report::{Format, RankingRow, ScoreRow, render, write_csv};
 use crate::search;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// Score mixtures by merging experts
@@ -109,13 +109,25 @@ pub(super) struct CandidateArgs {
 
 impl CandidateArgs {
     pub(super) fn mixtures(&self, pool: &Pool, notation: NotationArgs) -> Result<Vec<Mixture>> {
+        let mixtures = self.all(pool, notation)?;
+        if mixtures.is_empty() {
+            return Err(Error::Usage("0 candidates were asked for; expected at least one mixture".into()));
+        }
+        Ok(mixtures)
+    }
+
+    fn all(&self, pool: &Pool, notation: NotationArgs) -> Result<Vec<Mixture>> {
         let partitions = pool.unit_counts()?;
         if let Some(path) = &self.candidates {
             let read = |(line, text): (usize, String)| {
                 Mixture::parse(&text, &partitions, notation.notation())
                     .map_err(|error| Error::input(format!("{}:{line}", path.display()), error.to_string()))
             };
-            return search::read_candidates(path)?.into_iter().map(read).collect();
+            let mut mixtures: Vec<Mixture> =
+                search::read_candidates(path)?.into_iter().map(read).collect::<Result<_>>()?;
+            let mut seen = BTreeSet::new(); // a ranking names each mixture once per eval set
+            mixtures.retain(|mixture| seen.insert(mixture.to_string()));
+            return Ok(mixtures);
         }
         let names: Vec<String> = partitions.keys().cloned().collect();
         if names.is_empty() {

@@ -66,7 +66,12 @@ pub struct RecipeFile {
 
 /// `model:` of a recipe.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected the name of a preset (pico, nano, micro, small, smol-135m) or a mapping with these fields of a \
+                 config.json: vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, \
+                 num_key_value_heads, head_dim, rms_norm_eps, rope_theta, max_position_embeddings, tie_word_embeddings"
+)]
 pub enum ModelChoice {
     /// One of [`crate::model::PRESETS`].
     Preset(String),
@@ -137,7 +142,7 @@ pub struct ExpertSection {
 
 /// A number of tokens: `800000`, `800k`, `2M`, `1.5B`.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number of tokens such as 500000, 500k or 2M")]
 pub enum Count {
     /// A plain number.
     Number(u64),
@@ -155,12 +160,13 @@ impl Count {
     /// # Errors
     /// [`Error::Input`] naming `place`.
     pub fn tokens(&self, place: &str) -> Result<u64> {
-        match self {
-            Self::Number(number) => Ok(*number),
-            Self::Text(text) => parse_count(text).ok_or_else(|| {
-                Error::input(place, format!("'{text}' is not a number of tokens such as 500000, 500k or 2M"))
-            }),
-        }
+        let (number, text) = match self {
+            Self::Number(number) => (Some(*number), number.to_string()),
+            Self::Text(text) => (parse_count(text), text.clone()),
+        };
+        number.filter(|number| *number > 0).ok_or_else(|| {
+            Error::input(place, format!("'{text}' is not a number of tokens such as 500000, 500k or 2M"))
+        })
     }
 }
 
@@ -247,16 +253,31 @@ impl ExpertSection {
     }
 }
 
+/// What the YAML reader says, in words for people who write recipes.
+const WORDED: [(&str, &str); 5] = [
+    ("invalid u64", "expected a whole number"),
+    ("invalid f64", "expected a number"),
+    ("expected sequence start", "expected a list such as [general.txt]"),
+    ("unexpected end of input", "the file ends; expected lines of the form 'key: value'"),
+    ("expected mapping start", "expected lines of the form 'key: value'"),
+];
+
 /// One line from the YAML reader's message, with a hint when a key is misspelt.
 fn recipe_error(path: &Path, error: &serde_saphyr::Error) -> Error {
     let message = error.to_string();
     let line = message.lines().next().unwrap_or_default().trim_end_matches(':');
-    let mut names = line.split('`').skip(1).step_by(2);
-    let hint = names.next().filter(|_| line.contains("unknown field")).and_then(|wrong| closest(wrong, names));
-    let hint = hint.map(|known| format!("; did you mean '{known}'?")).unwrap_or_default();
-    let place = match error.location() {
-        Some(at) => format!("{}:{}:{}", path.display(), at.line(), at.column()),
-        None => path.display().to_string(),
+    let (place, said) = match error.location() {
+        Some(at) => {
+            let (line_number, column) = (at.line(), at.column());
+            let place = format!("{}:{line_number}:{column}", path.display());
+            (place, line.trim_start_matches(&format!("error: line {line_number} column {column}: ")))
+        }
+        None => (path.display().to_string(), line),
     };
-    Error::input(place, format!("{line}{hint}"))
+    let worded = WORDED.iter().find(|(theirs, _)| said.starts_with(theirs)).map_or(said, |(_, ours)| *ours);
+    // "unknown field `exprt`, expected one of model, seed, expert"
+    let names = said.split_once(", expected one of ").filter(|_| said.starts_with("unknown "));
+    let hint = names.and_then(|(wrong, known)| closest(wrong.split('`').nth(1)?, known.split(", ")));
+    let hint = hint.map(|known| format!("; did you mean '{known}'?")).unwrap_or_default();
+    Error::input(place, format!("{worded}{hint}"))
 }

@@ -46,6 +46,9 @@ pub struct TrainConfig {
     pub seed: u64,
 }
 
+/// Sizes that make sense; beyond them memory runs out long before anything is learned.
+const SIZES: std::ops::RangeInclusive<usize> = 1..=1 << 20;
+
 impl TrainConfig {
     /// `AdamW` (0.9, 0.95, 1e-8), decay 0.1, clip 1, constant rate without warm-up.
     pub fn new(steps: u64, batch_size: usize, sequence_length: usize, learning_rate: f64) -> Self {
@@ -100,9 +103,9 @@ impl TrainConfig {
     pub fn check(&self, place: &str) -> Result<()> {
         let fields = [
             ("steps", self.steps > 0),
-            ("batch_size", self.batch_size > 0),
-            ("micro_batch_size", self.micro_batch_size > 0),
-            ("sequence_length", self.sequence_length > 0),
+            ("batch_size", SIZES.contains(&self.batch_size)),
+            ("micro_batch_size", SIZES.contains(&self.micro_batch_size)),
+            ("sequence_length", SIZES.contains(&self.sequence_length)),
             ("learning_rate", self.learning_rate > 0.0 && self.learning_rate.is_finite()),
             ("final_rate", (0.0..=1.0).contains(&self.final_rate)),
             ("weight_decay", self.weight_decay >= 0.0 && self.weight_decay.is_finite()),
