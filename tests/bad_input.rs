@@ -243,11 +243,8 @@ fn documents_may_not_be_both_trained_on_and_held_out() {
 fn too_little_text_for_one_sequence_is_named() {
     let world = World::registered();
     world.write("tiny.txt", "let me");
-    world.ok("register tiny tiny.txt");
-    world.ok("train seed");
-    let ran = world.run("train tiny");
-    ran.failed(1, &["tiny.txt", "fewer than one training sequence of 32", "register more text"]);
-    assert_eq!(world.models().len(), 2, "the seed alone");
+    let problem = "fewer than one training sequence takes (33)";
+    world.refused("register tiny tiny.txt", 1, &["partition 'tiny', unit 1 of 1", problem, "register more text"]);
 }
 
 #[test]

@@ -23,8 +23,8 @@ const PARTITIONS: [&str; 6] = ["austen", "bible", "math", "python", "spanish", "
 const VOCABULARY: usize = 4096;
 /// Mixtures trained for real.
 const TRUTHS: usize = 12;
-/// Training tokens of each of them: one budget for all sizes, so that size alone moves no loss.
-const TRUTH_TOKENS: u64 = 245_760;
+/// Training tokens of each of them, as many as of an expert: one budget for all sizes, so that size alone moves no loss.
+const TRUTH_TOKENS: u64 = 122_880;
 
 /// The recipe of the demo's pool.
 ///
@@ -35,7 +35,7 @@ model: nano
 tokenizer: tokenizer.json
 seed:
   files: [SEED]
-  tokens: 1M
+  tokens: 800k
   learning_rate: 4e-3
   batch_size: 16
   sequence_length: 256

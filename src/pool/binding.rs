@@ -61,6 +61,7 @@ impl Pool {
         let tokens = staged.open()?;
         let units = tokens.split(units)?.into_iter().map(|unit| (unit.start, unit.end)).collect();
         let partition = Partition { name: name.to_owned(), tokens: staged.manifest().hash.clone(), units };
+        self.refuse_small_units(&partition, &tokens)?;
         for eval in self.eval_names()? {
             refuse_overlap(&tokens, &self.tokens(&self.eval_binding(&eval)?.tokens)?, name, &eval)?;
         }
@@ -94,6 +95,26 @@ impl Pool {
         }
         let outcome = self.bind("evals", name, &binding, staged)?;
         Ok((binding, outcome))
+    }
+
+    /// Refuses a partition with a unit that is too small to train on.
+    fn refuse_small_units(&self, partition: &Partition, tokens: &TokenFile) -> Result<()> {
+        let wanted = self.settings.expert.sequence_length as u64 + 1;
+        // Every document is preceded by one prefix token.
+        let length = |(first, end): (usize, usize)| -> u64 {
+            tokens.documents()[first..end].iter().map(|document| document.n_tokens + 1).sum()
+        };
+        match partition.units.iter().position(|unit| length(*unit) < wanted) {
+            None => Ok(()),
+            Some(unit) => Err(Error::input(
+                format!("partition '{}', unit {} of {}", partition.name, unit + 1, partition.units.len()),
+                format!(
+                    "{} tokens, fewer than one training sequence takes ({wanted}); register more text or fewer units, or \
+                     make a pool with a smaller 'sequence_length'",
+                    length(partition.units[unit])
+                ),
+            )),
+        }
     }
 
     /// Publishes tokens and the binding that names them, unless the name stands for the same content already.
