@@ -39,10 +39,10 @@ impl ModelConfig {
     ///
     /// | name | parameters | hidden | layers | heads / KV | feed-forward | vocabulary |
     /// |---|---|---|---|---|---|---|
-    /// | `pico` | 33 k | 32 | 2 | 4 / 2 | 48 | 512 |
+    /// | `pico` | 32 k | 32 | 2 | 4 / 2 | 48 | 512 |
     /// | `nano` | 1.3 M | 128 | 4 | 4 / 2 | 344 | 4096 |
     /// | `micro` | 6.4 M | 256 | 6 | 8 / 4 | 688 | 8192 |
-    /// | `small` | 29 M | 512 | 8 | 8 / 4 | 1376 | 16384 |
+    /// | `small` | 32 M | 512 | 8 | 8 / 4 | 1376 | 16384 |
     /// | `smol-135m` | 135 M | 576 | 30 | 9 / 3 | 1536 | 49152 |
     ///
     /// All are tied. The vocabulary follows the tokenizer of the pool.
