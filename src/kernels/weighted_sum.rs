@@ -5,6 +5,8 @@ use rayon::prelude::*;
 
 /// Elements handled by one task: 64 KiB of result.
 const TILE: usize = 1 << 14;
+/// Elements whose sums are kept in registers: eight AVX-512 registers of f64.
+const BLOCK: usize = 64;
 
 /// Little-endian floats as they lie in a file, at any alignment.
 #[derive(Debug, Clone, Copy)]
@@ -50,43 +52,55 @@ impl Floats<'_> {
 /// When a member has another length than `out`.
 pub fn weighted_sum(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
     assert!(members.iter().all(|(_, values)| values.len() == out.len()), "members must match the result in length");
+    let members: Vec<_> = members.iter().filter(|(weight, _)| *weight != 0.0).copied().collect();
     out.par_chunks_mut(TILE).enumerate().for_each(|(tile, out)| {
-        let mut sums = [0f64; 256];
-        for (block, out) in out.chunks_mut(sums.len()).enumerate() {
-            let start = tile * TILE + block * sums.len();
-            let sums = &mut sums[..out.len()];
-            sums.fill(-0.0); // the number that adds nothing to any other, −0 included
-            simd::vectorised(
-                #[inline(always)]
-                || {
-                    for (weight, values) in members.iter().filter(|(weight, _)| *weight != 0.0) {
-                        accumulate(sums, *weight, values.slice(start, out.len()));
-                    }
-                    out.iter_mut().zip(sums.iter()).for_each(|(out, sum)| *out = *sum as f32);
-                },
-            );
-        }
+        let start = tile * TILE;
+        let members: Vec<_> =
+            members.iter().map(|(weight, values)| (*weight, values.slice(start, out.len()))).collect();
+        simd::vectorised(
+            #[inline(always)]
+            || sum_tile(out, &members),
+        );
     });
 }
 
+/// One tile: the sums of a block stay in registers while all members pass by.
 #[inline(always)]
-fn accumulate(sums: &mut [f64], weight: f64, values: Floats<'_>) {
-    match values {
-        Floats::F32(bytes) => {
-            let (values, _) = bytes.as_chunks::<4>();
-            sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += weight * f64::from(f32::from_le_bytes(*v)));
+fn sum_tile(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
+    for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+        let mut sums = [-0.0; BLOCK]; // the number that adds nothing to any other, −0 included
+        for (weight, values) in members {
+            match values {
+                Floats::F32(bytes) => add::<4>(&mut sums, *weight, bytes, block, f32::from_le_bytes),
+                Floats::BF16(bytes) => add::<2>(&mut sums, *weight, bytes, block, |v| {
+                    f32::from_bits(u32::from(u16::from_le_bytes(v)) << 16)
+                }),
+                Floats::F16(bytes) => add::<2>(&mut sums, *weight, bytes, block, |v| half(u16::from_le_bytes(v))),
+            }
         }
-        Floats::BF16(bytes) => {
-            let (values, _) = bytes.as_chunks::<2>();
-            sums.iter_mut().zip(values).for_each(|(sum, v)| {
-                *sum += weight * f64::from(f32::from_bits(u32::from(u16::from_le_bytes(*v)) << 16));
-            });
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum as f32);
+    }
+}
+
+/// Adds `weight · value` for the values of one block; the last block may be shorter. The product is rounded before it is
+/// added, as NumPy does it.
+#[inline(always)]
+fn add<const N: usize>(
+    sums: &mut [f64; BLOCK],
+    weight: f64,
+    bytes: &[u8],
+    block: usize,
+    read: impl Fn([u8; N]) -> f32,
+) {
+    let (values, _) = bytes.as_chunks::<N>();
+    let values = &values[block * BLOCK..];
+    if let Some(values) = values.first_chunk::<BLOCK>() {
+        for i in 0..BLOCK {
+            sums[i] += weight * f64::from(read(values[i]));
         }
-        Floats::F16(bytes) => {
-            let (values, _) = bytes.as_chunks::<2>();
-            sums.iter_mut().zip(values).for_each(|(sum, v)| {
-                *sum += weight * f64::from(half(u16::from_le_bytes(*v)));
-            });
+    } else {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += weight * f64::from(read(*value));
         }
     }
 }

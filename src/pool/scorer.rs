@@ -8,6 +8,7 @@ use crate::files;
 use crate::merge::average;
 use crate::model::Checkpoint;
 use crate::progress::Observer;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// One eval set of a scorer: its log, and its windows once they are needed.
@@ -34,6 +35,7 @@ pub struct Scorer<'a> {
     pool: &'a Pool,
     evals: Vec<EvalHandle>,
     evaluator: Option<Evaluator>,
+    open: BTreeMap<String, Checkpoint>, // mapped once; a map costs address space, not memory
 }
 
 impl Pool {
@@ -61,7 +63,7 @@ impl Pool {
             return Err(Error::Usage("no eval set yet; run 'mixpool eval-set NAME FILE...' first".into()));
         }
         let evals = names.iter().map(|name| self.eval(name)).collect::<Result<_>>()?;
-        Ok(Scorer { pool: self, evals, evaluator: None })
+        Ok(Scorer { pool: self, evals, evaluator: None, open: BTreeMap::new() })
     }
 }
 
@@ -141,8 +143,13 @@ impl Scorer<'_> {
             None => self.evaluator.insert(Evaluator::new(model, &self.pool.layout, *window)?),
         };
         let start = Instant::now();
-        let open = members.iter().map(|member| Pool::checkpoint(&member.folder)).collect::<Result<Vec<_>>>()?;
-        let weighted: Vec<(f64, &Checkpoint)> = members.iter().map(|member| member.weight).zip(&open).collect();
+        for member in members {
+            if !self.open.contains_key(&member.weights) {
+                self.open.insert(member.weights.clone(), Pool::checkpoint(&member.folder)?);
+            }
+        }
+        let weighted: Vec<(f64, &Checkpoint)> =
+            members.iter().filter_map(|member| Some((member.weight, self.open.get(&member.weights)?))).collect();
         evaluator.set(|out| average(out, &self.pool.layout, &weighted))?;
         Ok(start.elapsed().as_secs_f64())
     }
