@@ -83,7 +83,7 @@ fn sum_tile(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
 }
 
 /// Adds `weight · value` for the values of one block; the last block may be shorter. The product is rounded before it is
-/// added, as NumPy does it.
+/// added, as in `NumPy`.
 #[inline(always)]
 fn add<const N: usize>(
     sums: &mut [f64; BLOCK],
