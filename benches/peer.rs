@@ -47,11 +47,20 @@ struct Options {
 #[derive(Subcommand)]
 enum Work {
     /// Score random tokens in windows of WINDOW predictions
-    Score { preset: String, window: usize, #[arg(default_value_t = 8192)] tokens: usize },
+    Score {
+        preset: String,
+        window: usize,
+        #[arg(default_value_t = 8192)]
+        tokens: usize,
+    },
     /// One optimiser step on BATCH sequences
     Train { preset: String, batch: usize, sequence: usize },
     /// Average COUNT of the models in FOLDERS, one folder further each time
-    Merge { count: usize, #[arg(required = true)] folders: Vec<PathBuf> },
+    Merge {
+        count: usize,
+        #[arg(required = true)]
+        folders: Vec<PathBuf>,
+    },
     /// Copy BYTES from one buffer to another: what the memory allows
     Copy { bytes: usize },
     /// `kernels::linear` of M rows, N outputs and K inputs

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import torch
+import transformers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -101,6 +102,7 @@ def merge(count, folders, variant):
 
 def members(config, count, folder, dtype):
     """Write `count` different models of one type under `folder`; nothing is measured."""
+    transformers.utils.logging.disable_progress_bar()
     model = llama(config)
     state = {name: p.clone() for name, p in model.named_parameters()}
     for index in range(count):
