@@ -3,6 +3,8 @@
 //! `cargo bench --bench kernels` (one thread, as in scoring) or `cargo bench --bench kernels -- 2`
 #![allow(clippy::print_stdout)]
 
+#[path = "../src/allocator.rs"]
+mod allocator;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
@@ -18,16 +20,13 @@ use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// As in `src/main.rs`.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Tokens of one pass, as in scoring.
 const ROWS: usize = 512;
 /// Flat vectors of the optimiser and the merge: 64 MiB each, beyond the caches.
 const FLAT: usize = 1 << 24;
 
 fn main() {
+    allocator::keep_freed_memory();
     let threads = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(1);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {

@@ -4,6 +4,8 @@
 //! `cargo bench --bench peer -- score micro 256`
 #![allow(clippy::print_stdout)]
 
+#[path = "../src/allocator.rs"]
+mod allocator;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
@@ -20,10 +22,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
-
-/// As in `src/main.rs`.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Time one piece of work.
 #[derive(Parser)]
@@ -67,9 +65,12 @@ enum Work {
     Gemm { m: usize, n: usize, k: usize },
     /// Print a preset's config instead of measuring
     Config { preset: String },
+    /// Write a model of random weights instead of measuring
+    Model { preset: String, seed: u64, folder: PathBuf },
 }
 
 fn main() -> Result<()> {
+    allocator::keep_freed_memory();
     let options = Options::parse();
     let workers = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
     workers.install(|| match &options.work {
@@ -81,6 +82,11 @@ fn main() -> Result<()> {
         Work::Config { preset } => {
             println!("{}", serde_json::to_string(&ModelConfig::preset(preset)?)?);
             Ok(())
+        }
+        Work::Model { preset, seed, folder } => {
+            let (config, layout) = shape(preset)?;
+            std::fs::create_dir_all(folder)?;
+            Ok(write_checkpoint(folder, &config, &layout, &layout.initial_values(&config, *seed))?)
         }
     })
 }
@@ -149,19 +155,21 @@ fn train(options: &Options, preset: &str, batch: usize, sequence: usize) -> Resu
     })
 }
 
-/// Averages mapped files into one buffer, opening them each time as `mixpool score` does; bytes read and written.
+/// Averages mapped files into one buffer; they stay mapped from one run to the next, as in `mixpool rank`.
+///
+/// Counts the bytes read and written.
 fn merge(options: &Options, count: usize, folders: &[PathBuf]) -> Result<()> {
     let layout = Checkpoint::open(&folders[0])?.layout();
     let file = std::fs::metadata(folders[0].join("model.safetensors"))?.len();
     let mut out = vec![0f32; layout.len()];
-    let mut order = folders.iter().cycle();
+    let open = folders.iter().map(|folder| Checkpoint::open(folder)).collect::<mixpool::Result<Vec<_>>>()?;
+    let mut order = open.iter().cycle();
     let weight = 1.0 / count as f64;
     let amount = (count as u64 * file) as f64 + (layout.len() * size_of::<f32>()) as f64;
     options.measure(&Subject { work: "merge", model: "", amount, unit: "bytes" }, || {
         let start = order.next();
-        let chosen = start.into_iter().chain(order.clone().take(count - 1));
-        let members = chosen.map(|folder| Checkpoint::open(folder)).collect::<mixpool::Result<Vec<_>>>()?;
-        let weighted: Vec<_> = members.iter().map(|member| (weight, member)).collect();
+        let members = start.into_iter().chain(order.clone().take(count - 1));
+        let weighted: Vec<_> = members.map(|member| (weight, member)).collect();
         average(&mut out, &layout, &weighted)?;
         Ok(())
     })

@@ -17,7 +17,7 @@ const LAYERS: [&[&str]; 9] = [
 ];
 /// Files may be this long; one that wants more is two modules.
 const MAX_LINES: usize = 400;
-const UNSAFE: [&str; 2] = ["src/files.rs", "src/kernels/matmul.rs"];
+const UNSAFE: [&str; 3] = ["src/allocator.rs", "src/files.rs", "src/kernels/matmul.rs"];
 
 fn sources() -> Vec<(PathBuf, String)> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -45,7 +45,10 @@ fn layer(module: &str) -> Option<usize> {
 fn every_module_has_a_layer() {
     for (path, _) in sources() {
         let module = module(&path);
-        assert!(matches!(module.as_str(), "lib" | "main") || layer(&module).is_some(), "{module} has no layer");
+        assert!(
+            matches!(module.as_str(), "lib" | "main" | "allocator") || layer(&module).is_some(),
+            "{module} has no layer"
+        );
     }
 }
 

@@ -14,12 +14,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const TILE_ROWS: usize = 256;
 /// Vocabulary entries of a tile in scoring: 1 MiB of logits, and an output matrix that is packed once per 256 rows.
 const TILE_VOCABULARY: usize = 1024;
-/// Logits held at once in training: 512 Ki values, 2 MiB.
+/// Logits held at once in training, unless that is less than 256 rows: 512 Ki values, 2 MiB.
 const LOGITS: usize = 1 << 19;
 
-/// Rows of one chunk in training; depends on the vocabulary alone.
+/// Rows of one chunk in training; depends on the vocabulary alone. With fewer rows, packing the output matrix for each
+/// chunk costs as much as the product.
 fn chunk_rows(vocabulary: usize) -> usize {
-    (LOGITS / vocabulary).clamp(64, 512)
+    (LOGITS / vocabulary).clamp(TILE_ROWS, 512)
 }
 
 /// The negative log-likelihood of each target in nats: `logsumexp(w xᵢ) − (w xᵢ)[targetᵢ]`.

@@ -1,6 +1,6 @@
 //! `SwiGLU`: silu(gate) · up, element by element, and its gradient.
 
-use super::{Exec, for_blocks, modify, simd, tensor, values};
+use super::{Exec, for_blocks, for_each, simd, tensor, values};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -35,32 +35,20 @@ pub fn swiglu(exec: Exec, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 pub fn swiglu_backward(exec: Exec, gate: &Tensor, up: &Tensor, dout: &Tensor) -> Result<(Tensor, Tensor)> {
     let (n, width) = gate.dims2()?;
     let (gate, up, dout) = (values(gate)?, values(up)?, values(dout)?);
-    let mut dgate = vec![0f32; n * width];
-    for_blocks(exec, &mut dgate, BLOCK, |block, dgate| {
+    let (mut dgate, mut dup) = (vec![0f32; n * width], vec![0f32; n * width]);
+    let blocks = dgate.chunks_mut(BLOCK).zip(dup.chunks_mut(BLOCK)).collect();
+    for_each(exec, blocks, |block, (dgate, dup)| {
         let (gate, up, dout) = (&gate[block * BLOCK..], &up[block * BLOCK..], &dout[block * BLOCK..]);
         simd::vectorised(
             #[inline(always)]
             || {
-                for (((dgate, gate), up), dout) in dgate.iter_mut().zip(gate).zip(up).zip(dout) {
+                for ((((dgate, dup), gate), up), dout) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dout) {
                     let s = simd::sigmoid(*gate);
                     *dgate = dout * up * s * (gate * (1.0 - s) + 1.0);
+                    *dup = dout * gate * s;
                 }
             },
         );
     });
-    let dup = tensor(vec![0f32; n * width], n, width)?;
-    modify(&dup, |dup| {
-        for_blocks(exec, dup, BLOCK, |block, dup| {
-            let (gate, dout) = (&gate[block * BLOCK..], &dout[block * BLOCK..]);
-            simd::vectorised(
-                #[inline(always)]
-                || {
-                    for ((dup, gate), dout) in dup.iter_mut().zip(gate).zip(dout) {
-                        *dup = dout * gate * simd::sigmoid(*gate);
-                    }
-                },
-            );
-        });
-    })?;
-    Ok((tensor(dgate, n, width)?, dup))
+    Ok((tensor(dgate, n, width)?, tensor(dup, n, width)?))
 }
