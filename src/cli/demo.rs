@@ -1,7 +1,7 @@
 //! Demo command: the whole job on the text that ships with the project.
 
 use super::data::{train_experts, train_seed};
-use super::question::{rankings, rows, score_all};
+use super::question::{rankings, rows, score_all, subsets};
 use super::validate::{agreement, draw, ground_truth};
 use super::{Session, print};
 use crate::error::{Error, Result};
@@ -10,7 +10,6 @@ use crate::mixture::{Mixture, Notation};
 use crate::pool::{Pool, Scored};
 use crate::progress::Observer;
 use crate::report::{AgreementRow, Format, render, write_csv};
-use crate::search;
 use crate::text::{ReadOptions, Tokenizer};
 use clap::Args;
 use serde::Serialize;
@@ -69,7 +68,8 @@ impl Demo {
         for partition in pool.partitions()?.values() {
             train_experts(&pool, partition, observer)?;
         }
-        let mixtures = every_subset(&pool)?;
+        let partitions = pool.unit_counts()?;
+        let mixtures = subsets(&partitions, 1..=partitions.len(), Notation::default())?;
         let mut scorer = pool.scorer(&[])?;
         let scored = score_all(&pool, &mut scorer, &mixtures, "rank every subset", observer)?;
         let chosen = draw(mixtures.clone(), TRUTHS);
@@ -135,15 +135,6 @@ fn prepare(root: &Path, data: &Path, observer: &dyn Observer) -> Result<Pool> {
         pool.add_eval_set(name, &[data.join(name).join("heldout.txt")], &options, observer)?;
     }
     Ok(pool)
-}
-
-fn every_subset(pool: &Pool) -> Result<Vec<Mixture>> {
-    let partitions = pool.unit_counts()?;
-    let names: Vec<String> = partitions.keys().cloned().collect();
-    let read = |subset: &search::Weights| {
-        Mixture::parse(&subset.keys().cloned().collect::<Vec<_>>().join("+"), &partitions, Notation::default())
-    };
-    search::subsets(&names, 1..=names.len())?.iter().map(read).collect()
 }
 
 /// One mixture on one eval set, predicted and true.

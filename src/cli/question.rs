@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::eval::Score as Sums;
 use crate::files;
 use crate::merge::average;
-use crate::mixture::Mixture;
+use crate::mixture::{Mixture, Notation};
 use crate::model::{Checkpoint, write_checkpoint};
 use crate::pool::{Pool, Scored, Scorer};
 use crate::progress::Observer;
@@ -74,12 +74,12 @@ pub(super) fn score_all(
     let mut done = 0;
     let mut scored = Vec::with_capacity(mixtures.len());
     for (mixture, members) in mixtures.iter().zip(&members) {
-        let fresh = !scorer.is_cached(members);
-        scored.push(scorer.score(members, &mixture.to_string(), observer)?);
-        if fresh {
+        let scores = scorer.score(members, &mixture.to_string(), observer)?;
+        if scores.iter().any(|score| !score.cached) {
             done += 1;
             observer.advance(done, "");
         }
+        scored.push(scores);
     }
     if missing > 0 {
         observer.finish();
@@ -143,10 +143,20 @@ impl CandidateArgs {
             Some(text) => parse_range(text)?,
             None => 1..=names.len(),
         };
-        let subsets = search::subsets(&names, sizes)?;
-        let bare = |subset: &search::Weights| subset.keys().cloned().collect::<Vec<_>>().join("+");
-        subsets.iter().map(|subset| Mixture::parse(&bare(subset), &partitions, notation.notation())).collect()
+        subsets(&partitions, sizes, notation.notation())
     }
+}
+
+/// Every subset of the partitions whose size lies in `sizes`.
+pub(super) fn subsets(
+    partitions: &BTreeMap<String, usize>,
+    sizes: std::ops::RangeInclusive<usize>,
+    notation: Notation,
+) -> Result<Vec<Mixture>> {
+    let names: Vec<String> = partitions.keys().cloned().collect();
+    let bare = |subset: &search::Weights| subset.keys().cloned().collect::<Vec<_>>().join("+");
+    let subsets = search::subsets(&names, sizes)?;
+    subsets.iter().map(|subset| Mixture::parse(&bare(subset), partitions, notation)).collect()
 }
 
 fn weighted(candidates: &[search::Weights], partitions: &BTreeMap<String, usize>) -> Result<Vec<Mixture>> {
@@ -306,8 +316,7 @@ impl ExportModel {
         average(&mut values, pool.layout(), &weighted)?;
         let staging = files::Staging::new(&self.out)?;
         write_checkpoint(&staging.file("."), &pool.settings().model, pool.layout(), &values)?;
-        let tokenizer = pool.root().join("tokenizer.json");
-        staging.write("tokenizer.json", &std::fs::read(&tokenizer).map_err(Error::io("read", &tokenizer))?)?;
+        pool.copy_tokenizer(&staging)?;
         staging.write("README.md", self.card(pool).as_bytes())?;
         staging.publish(&self.out)?;
         Ok(self.out)

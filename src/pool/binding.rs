@@ -100,10 +100,7 @@ impl Pool {
     /// Refuses a partition with a unit that is too small to train on.
     fn refuse_small_units(&self, partition: &Partition, tokens: &TokenFile) -> Result<()> {
         let wanted = self.settings.expert.sequence_length as u64 + 1;
-        // Every document is preceded by one prefix token.
-        let length = |(first, end): (usize, usize)| -> u64 {
-            tokens.documents()[first..end].iter().map(|document| document.n_tokens + 1).sum()
-        };
+        let length = |(first, end): (usize, usize)| tokens.stream_length(first..end);
         match partition.units.iter().position(|unit| length(*unit) < wanted) {
             None => Ok(()),
             Some(unit) => Err(Error::input(

@@ -93,9 +93,8 @@ impl Pool {
         }
         let tokens = self.tokens(&share.tokens)?;
         let (first, end) = share.documents;
-        // Every document is preceded by one prefix token; the first token of the stream is never predicted.
-        let stream: u64 = tokens.documents()[first..end].iter().map(|document| document.n_tokens + 1).sum();
-        let sequences = stream.saturating_sub(1) / expert.sequence_length as u64;
+        // The first token of the stream is never predicted.
+        let sequences = tokens.stream_length(first..end).saturating_sub(1) / expert.sequence_length as u64;
         Ok((sequences / expert.batch_size as u64).max(1))
     }
 
@@ -177,8 +176,7 @@ impl Pool {
         }
         let staging = Staging::new(&folder)?;
         write_checkpoint(&staging.file("."), &recipe.model, &self.layout, &state.parameters)?;
-        let tokenizer = self.root.join(TOKENIZER);
-        staging.write(TOKENIZER, &std::fs::read(&tokenizer).map_err(Error::io("read", &tokenizer))?)?;
+        self.copy_tokenizer(&staging)?;
         staging.write("curve.csv", curve_csv(&state.curve).as_bytes())?;
         let manifest = Manifest {
             id: id.to_owned(),
@@ -194,6 +192,12 @@ impl Pool {
         staging.write(MANIFEST, &files::to_json(&manifest)?)?;
         staging.publish(&folder)?;
         Ok(manifest)
+    }
+
+    /// Puts the pool's tokenizer beside a model.
+    pub(crate) fn copy_tokenizer(&self, staging: &Staging) -> Result<()> {
+        let path = self.root.join(TOKENIZER);
+        staging.write(TOKENIZER, &std::fs::read(&path).map_err(Error::io("read", &path))?)
     }
 
     fn state_path(&self, id: &str) -> PathBuf {

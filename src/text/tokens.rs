@@ -303,6 +303,11 @@ impl TokenFile {
         stream
     }
 
+    /// Length of [`TokenFile::stream`], without reading a token: every document counts one more for its prefix.
+    pub fn stream_length(&self, range: Range<usize>) -> u64 {
+        self.documents[range].iter().map(|document| document.n_tokens + 1).sum()
+    }
+
     /// Cuts the documents into `units` consecutive runs of about equal token counts, each of at least one document.
     ///
     /// # Errors
