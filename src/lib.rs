@@ -13,6 +13,7 @@
 //! | text and model | [`text`], [`model`] |
 //! | work | [`train`], [`merge`], [`eval`] |
 //! | store | [`pool`] |
+//! | methods | [`estimators`] |
 //! | questions | [`search`], [`rank`] |
 //! | answers | [`report`], [`cli`] |
 
@@ -20,6 +21,7 @@
 
 pub mod cli;
 pub mod error;
+pub mod estimators;
 pub mod eval;
 pub mod files;
 pub mod kernels;

@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules by layer, from the bottom up; a module may import from lower layers and from itself.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["error"],
     &["files", "rng", "progress", "mixture"],
     &["kernels"],
     &["text", "model"],
     &["train", "merge", "eval"],
     &["pool", "search"],
+    &["estimators"],
     &["rank"],
     &["report"],
     &["cli"],

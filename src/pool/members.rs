@@ -59,6 +59,16 @@ impl Pool {
         Ok(experts)
     }
 
+    /// The seed model as a member of a merge.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when it is not trained yet.
+    pub fn seed_member(&self) -> Result<Member> {
+        let manifest = self.manifest(&self.seed_recipe()?.id()?)?;
+        let missing = || Error::Usage("the seed model is not trained yet; run 'mixpool train seed' first".into());
+        Ok(self.single(&manifest.ok_or_else(missing)?).remove(0))
+    }
+
     /// The member list of one trained object.
     pub fn single(&self, manifest: &Manifest) -> Vec<Member> {
         let folder = self.object_folder(&manifest.id);

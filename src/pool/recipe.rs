@@ -57,6 +57,13 @@ impl Recipe {
         Ok(files::hash(&files::to_json(self)?))
     }
 
+    /// The same training with its batches drawn in another order; 0 is the recipe itself.
+    #[must_use]
+    pub fn repeated(mut self, repeat: u64) -> Self {
+        self.train.seed += repeat;
+        self
+    }
+
     /// Puts the data into their canonical order.
     #[must_use]
     pub fn sorted(mut self) -> Self {

@@ -1,0 +1,83 @@
+//! Design: the mixtures a regression is fitted on, and their losses, merged or really trained.
+
+use super::ground_truth::GroundTruth;
+use super::merged::Merged;
+use super::{Cost, Estimator, Question, weights};
+use crate::error::{Error, Result};
+use crate::mixture::Mixture;
+use crate::search;
+use std::collections::BTreeSet;
+
+/// Where the losses of a design come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Labels {
+    /// Merged experts: cheap, and biased as merging is.
+    Merged,
+    /// Models trained on the mixtures: what the papers do.
+    Trained,
+}
+
+impl std::str::FromStr for Labels {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "merged" => Ok(Self::Merged),
+            "trained" => Ok(Self::Trained),
+            _ => Err(Error::Usage(format!("option 'labels={text}': expected merged or trained"))),
+        }
+    }
+}
+
+/// Mixtures and their losses.
+pub struct Design {
+    /// Weights over all partitions, in their order, of each mixture.
+    pub weights: Vec<Vec<f64>>,
+    /// Losses of each mixture, per eval set.
+    pub losses: Vec<Vec<f64>>,
+    /// What it took.
+    pub cost: Cost,
+}
+
+impl Design {
+    /// `n` mixtures, none of which is judged, with their losses: every partition alone first, then draws from Dirichlet
+    /// distributions, half of them flat and half favouring few partitions.
+    ///
+    /// # Errors
+    /// Those of scoring or of training.
+    pub fn new(question: &Question<'_>, n: usize, labels: Labels) -> Result<Self> {
+        let mixtures = draw(question, n)?;
+        let partitions = question.partitions()?;
+        let mut source: Box<dyn Estimator + '_> = match labels {
+            Labels::Merged => Box::new(Merged::new(question, 0.0)?),
+            Labels::Trained => Box::new(GroundTruth::new(question, question.tokens, 0)?),
+        };
+        let losses = source.estimate(&mixtures)?;
+        let weights = mixtures.iter().map(|mixture| weights(mixture, &partitions)).collect();
+        Ok(Self { weights, losses, cost: source.cost() })
+    }
+
+    /// The losses of all mixtures on one eval set.
+    pub fn losses_on(&self, eval: usize) -> Vec<f64> {
+        self.losses.iter().map(|losses| losses[eval]).collect()
+    }
+}
+
+/// `n` mixtures that no truth is judged on; the same question gives the same ones.
+pub(super) fn draw(question: &Question<'_>, n: usize) -> Result<Vec<Mixture>> {
+    let partitions = question.pool.unit_counts()?;
+    let names = question.partitions()?;
+    let alone = names.iter().map(|name| [(name.clone(), 1.0)].into());
+    let draws = |seed, concentration| search::dirichlet(&names, 2 * n + 16, seed, concentration);
+    let (flat, few) = (draws(1, 1.0)?, draws(2, 0.25)?);
+    let in_turns = flat.into_iter().zip(few).flat_map(|(flat, few)| [flat, few]);
+    let mut seen: BTreeSet<String> = question.judged.iter().map(Mixture::to_string).collect();
+    let mut mixtures = Vec::with_capacity(n);
+    for weights in alone.chain(in_turns) {
+        let mixture = Mixture::from_weights(&weights, &partitions)?;
+        if mixtures.len() < n && seen.insert(mixture.to_string()) {
+            mixtures.push(mixture);
+        }
+    }
+    Ok(mixtures)
+}

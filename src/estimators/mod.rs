@@ -1,0 +1,125 @@
+//! Estimators: ways to predict the score of training on a mixture, behind one two-phase trait and in one table.
+//!
+//! A method pays its one-time cost in [`Method::fit`] and its marginal cost in [`Estimator::estimate`]; both are told by
+//! [`Estimator::cost`], work that was cached included, so that methods can be compared fairly. Adding a method takes one
+//! file, one row of [`METHODS`], one golden and one section of `docs/ESTIMATORS.md`.
+
+mod cost;
+mod design;
+mod experts;
+mod ground_truth;
+mod merged;
+mod spec;
+
+pub use cost::Cost;
+pub use design::{Design, Labels};
+pub use merged::score_all;
+pub use spec::{OptionRow, Options, Spec};
+
+use crate::error::Result;
+use crate::mixture::Mixture;
+use crate::pool::Pool;
+use crate::progress::Observer;
+
+/// What is asked: about which pool, on which eval sets. The truth that will judge the answer is not part of it.
+#[derive(Clone, Copy)]
+pub struct Question<'a> {
+    /// The pool, with all experts trained.
+    pub pool: &'a Pool,
+    /// Names of the eval sets; at least one.
+    pub evals: &'a [String],
+    /// Mixtures whose ground truth will judge the answer; nothing may be fitted on the truth of these.
+    pub judged: &'a [Mixture],
+    /// Training tokens of a ground-truth model; none for as many as the experts of its mixture had together.
+    pub tokens: Option<u64>,
+    /// Who is told how work proceeds.
+    pub observer: &'a dyn Observer,
+}
+
+impl Question<'_> {
+    /// The names of all partitions, in the order of every vector of weights.
+    pub fn partitions(&self) -> Result<Vec<String>> {
+        Ok(self.pool.unit_counts()?.into_keys().collect())
+    }
+}
+
+/// The weights of a mixture over `partitions`, 0 for those it leaves out.
+pub fn weights(mixture: &Mixture, partitions: &[String]) -> Vec<f64> {
+    partitions.iter().map(|name| mixture.shares().get(name).map_or(0.0, |share| share.weight)).collect()
+}
+
+/// A method that has been fitted and answers for mixtures.
+pub trait Estimator {
+    /// Predictions for every mixture: one per eval set of the question, smaller is better, in the unit of the method's
+    /// [`Gives`].
+    fn estimate(&mut self, mixtures: &[Mixture]) -> Result<Vec<Vec<f64>>>;
+
+    /// All it cost so far, as if nothing had been cached. Training of the seed model, which every method starts from, is
+    /// not counted.
+    fn cost(&self) -> Cost;
+}
+
+/// What a prediction is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gives {
+    /// A loss in nats per token.
+    Loss,
+    /// Only an order: smaller is predicted to be better.
+    Order,
+}
+
+/// Fits a method to a question.
+pub type Fit = for<'a> fn(&Question<'a>, &Options) -> Result<Box<dyn Estimator + 'a>>;
+
+/// One row of the registry.
+pub struct Method {
+    /// How it is called on the command line.
+    pub name: &'static str,
+    /// What it does, in one line.
+    pub summary: &'static str,
+    /// The paper it is from.
+    pub source: &'static str,
+    /// What its predictions are.
+    pub gives: Gives,
+    /// The options it takes, `name:key=value,...`.
+    pub options: &'static [OptionRow],
+    /// Its first phase.
+    pub fit: Fit,
+}
+
+/// Every method.
+pub const METHODS: &[Method] = &[
+    Method {
+        name: "merged",
+        summary: "loss of the average of the mixture's experts",
+        source: "Na et al. 2024, arXiv 2410.15661",
+        gives: Gives::Loss,
+        options: merged::OPTIONS,
+        fit: merged::fit,
+    },
+    Method {
+        name: "mean-of-experts",
+        summary: "weighted mean of the losses of the mixture's experts",
+        source: "Na et al. 2024, arXiv 2410.15661",
+        gives: Gives::Loss,
+        options: &[],
+        fit: experts::fit_mean,
+    },
+    Method {
+        name: "best-expert",
+        summary: "loss of the best of the mixture's experts",
+        source: "Na et al. 2024, arXiv 2410.15661",
+        gives: Gives::Loss,
+        options: &[],
+        fit: experts::fit_best,
+    },
+    Method {
+        name: "ground-truth",
+        summary: "loss of a model really trained on the mixture",
+        source: "-",
+        gives: Gives::Loss,
+        options: ground_truth::OPTIONS,
+        fit: ground_truth::fit,
+    },
+];
