@@ -5,6 +5,7 @@
 //! file, one row of [`METHODS`], one golden and one section of `docs/ESTIMATORS.md`.
 
 mod cost;
+mod derivatives;
 mod design;
 mod experts;
 mod ground_truth;
@@ -12,6 +13,7 @@ mod merged;
 mod spec;
 
 pub use cost::Cost;
+pub use derivatives::{Order, STEP, Surrogate};
 pub use design::{Design, Labels};
 pub use merged::score_all;
 pub use spec::{OptionRow, Options, Spec};
@@ -113,6 +115,22 @@ pub const METHODS: &[Method] = &[
         gives: Gives::Loss,
         options: &[],
         fit: experts::fit_best,
+    },
+    Method {
+        name: "first-order",
+        summary: "loss of the merge, linear in the weights around the uniform merge",
+        source: "after Fan et al. 2024, arXiv 2410.02498",
+        gives: Gives::Loss,
+        options: &[],
+        fit: derivatives::fit_first,
+    },
+    Method {
+        name: "second-order",
+        summary: "loss of the merge, quadratic in the weights around the uniform merge",
+        source: "after Fan et al. 2024, arXiv 2410.02498",
+        gives: Gives::Loss,
+        options: &[],
+        fit: derivatives::fit_second,
     },
     Method {
         name: "ground-truth",

@@ -58,11 +58,48 @@ impl EvalSet {
     pub fn n_bytes(&self) -> u64 {
         self.n_bytes
     }
+
+    /// The passes through the model, in document order.
+    pub(super) fn passes(&self) -> impl Iterator<Item = Pass> {
+        self.packs.iter().map(|pack| Pass::new(pack))
+    }
+}
+
+/// Windows that go through the model together.
+pub(super) struct Pass {
+    tokens: Vec<u32>,
+    lengths: Vec<usize>,
+    /// The positions that predict; windows that reach back read more than they predict.
+    pub(super) rows: Vec<usize>,
+    pub(super) targets: Vec<u32>,
+}
+
+impl Pass {
+    fn new(pack: &[Window]) -> Self {
+        let mut end = 0;
+        let rows = pack.iter().flat_map(|window| {
+            end += window.input.len();
+            end - window.targets.len()..end
+        });
+        Self {
+            rows: rows.collect(),
+            tokens: pack.iter().flat_map(|window| &window.input).copied().collect(),
+            lengths: pack.iter().map(|window| window.input.len()).collect(),
+            targets: pack.iter().flat_map(|window| &window.targets).copied().collect(),
+        }
+    }
+
+    pub(super) fn sequences(&self) -> Sequences<'_> {
+        Sequences { tokens: &self.tokens, lengths: &self.lengths }
+    }
 }
 
 /// One model whose parameters can be overwritten again and again.
 pub struct Evaluator {
-    flat: Tensor,
+    pub(super) config: ModelConfig,
+    pub(super) layout: Layout,
+    pub(super) length: usize,
+    pub(super) flat: Tensor,
     model: Transformer,
 }
 
@@ -74,7 +111,7 @@ impl Evaluator {
     pub fn new(config: &ModelConfig, layout: &Layout, length: usize) -> Result<Self> {
         let flat = Tensor::zeros(layout.len(), candle_core::DType::F32, &Device::Cpu)?;
         let model = Transformer::new(config, layout, &flat, length, Exec::Alone)?;
-        Ok(Self { flat, model })
+        Ok(Self { config: config.clone(), layout: layout.clone(), length, flat, model })
     }
 
     /// Lets `write` overwrite the parameters, in the order of the layout.
@@ -97,17 +134,7 @@ impl Evaluator {
     }
 
     fn pass(&self, pack: &[Window]) -> Result<Vec<f64>> {
-        let tokens: Vec<u32> = pack.iter().flat_map(|window| &window.input).copied().collect();
-        let targets: Vec<u32> = pack.iter().flat_map(|window| &window.targets).copied().collect();
-        let lengths: Vec<usize> = pack.iter().map(|window| window.input.len()).collect();
-        let mut end = 0;
-        let rows: Vec<usize> = pack
-            .iter()
-            .flat_map(|window| {
-                end += window.input.len();
-                end - window.targets.len()..end
-            })
-            .collect();
-        self.model.nll(Sequences { tokens: &tokens, lengths: &lengths }, &rows, &targets)
+        let pass = Pass::new(pack);
+        self.model.nll(pass.sequences(), &pass.rows, &pass.targets)
     }
 }

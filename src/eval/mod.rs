@@ -1,9 +1,11 @@
 //! Eval: summed log-likelihoods of held-out documents under a model.
 
 mod evaluator;
+mod gradient;
 mod score;
 
 pub use evaluator::{EvalSet, Evaluator};
+pub use gradient::Gradient;
 pub use score::Score;
 
 /// Version of the score protocol (windows, prefix, packing, summation); part of every score's key.

@@ -43,6 +43,20 @@ fn gather(table: &Tensor, rows: &[usize], width: usize) -> Result<Tensor> {
     tensor(out, rows.len(), width)
 }
 
+/// The gradient of [`select_rows`]: row i of `dy` in row `rows[i]` of a tensor of `n` rows, 0 elsewhere.
+///
+/// # Shapes
+/// `rows: [m]`, none twice, `dy: [m, d]` → `[n, d]`.
+pub fn select_rows_backward(rows: &[usize], dy: &Tensor, n: usize) -> Result<Tensor> {
+    let width = dy.dim(1)?;
+    let dy = values(dy)?;
+    let mut dx = vec![0f32; n * width];
+    for (row, dy) in rows.iter().zip(dy.chunks_exact(width)) {
+        dx[row * width..][..width].copy_from_slice(dy);
+    }
+    tensor(dx, n, width)
+}
+
 /// Adds row i of `dx` to row `ids[i]` of `dtable`, in the order of the rows.
 ///
 /// # Shapes

@@ -36,12 +36,19 @@ impl Checkpoint {
     /// Maps `model.safetensors` of a model folder.
     ///
     /// # Errors
+    /// As [`Checkpoint::open_file`].
+    pub fn open(folder: &Path) -> Result<Self> {
+        Self::open_file(&folder.join(WEIGHTS))
+    }
+
+    /// Maps a safetensors file.
+    ///
+    /// # Errors
     /// [`Error::Io`] when it cannot be opened, [`Error::Damaged`] when it is not a valid safetensors file or holds a
     /// tensor that is not f32, bf16 or f16.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join(WEIGHTS);
-        let map = files::map(&path)?;
-        let damaged = |problem: String| Error::damaged(&path, problem);
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let map = files::map(path)?;
+        let damaged = |problem: String| Error::damaged(path, problem);
         let declared = map.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes));
         let declared = declared.ok_or_else(|| damaged("shorter than a safetensors header".into()))?;
         if declared > MAX_HEADER {
@@ -57,7 +64,7 @@ impl Checkpoint {
             let bytes = data + info.data_offsets.0..data + info.data_offsets.1;
             tensors.insert(name, Entry { dtype: info.dtype, shape: info.shape.clone(), bytes });
         }
-        Ok(Self { path, map, tensors })
+        Ok(Self { path: path.to_path_buf(), map, tensors })
     }
 
     /// The file.
@@ -123,11 +130,11 @@ pub fn write_checkpoint(folder: &Path, config: &ModelConfig, layout: &Layout, va
     write_tensors(&folder.join(WEIGHTS), layout, values)
 }
 
-/// Writes one safetensors file, flushed to the disk.
+/// Writes one safetensors file (f32, sorted by name), flushed to the disk; `values` lie in the order of `layout`.
 ///
 /// The safetensors crate's own writer is not used: it makes files that only their owner may read, does not flush them,
 /// and orders its metadata at random.
-pub(super) fn write_tensors(path: &Path, layout: &Layout, values: &[f32]) -> Result<()> {
+pub fn write_tensors(path: &Path, layout: &Layout, values: &[f32]) -> Result<()> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"})); // `transformers` insists on it
     for parameter in layout.parameters() {

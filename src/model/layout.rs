@@ -158,3 +158,20 @@ impl Layout {
         missing_or_different.chain(unexpected.map(|name| format!("tensor '{name}' is not expected"))).collect()
     }
 }
+
+/// The linear layers of a model: the names of the weights that read one input stand together, in the order of a forward
+/// pass. Embeddings are no linear layer, nor is an output matrix tied to them.
+pub fn linear_layers(config: &ModelConfig) -> Vec<Vec<String>> {
+    const SHARED: [&[&str]; 4] = [
+        &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        &["self_attn.o_proj"],
+        &["mlp.gate_proj", "mlp.up_proj"],
+        &["mlp.down_proj"],
+    ];
+    let block = |layer: usize| {
+        let name = move |part: &&str| format!("model.layers.{layer}.{part}.weight");
+        SHARED.iter().map(move |parts| parts.iter().map(name).collect())
+    };
+    let output = (!config.tie_word_embeddings).then(|| vec!["lm_head.weight".to_owned()]);
+    (0..config.num_hidden_layers).flat_map(block).chain(output).collect()
+}

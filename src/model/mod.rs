@@ -5,7 +5,7 @@ mod config;
 mod layout;
 mod transformer;
 
-pub use checkpoint::{Checkpoint, read_config, write_checkpoint};
+pub use checkpoint::{Checkpoint, read_config, write_checkpoint, write_tensors};
 pub use config::{ModelConfig, PRESETS};
-pub use layout::{Layout, Parameter};
+pub use layout::{Layout, Parameter, linear_layers};
 pub use transformer::{Sequences, Transformer, Weights};

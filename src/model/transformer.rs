@@ -7,8 +7,8 @@ use super::{Layout, ModelConfig};
 use crate::error::{Error, Result};
 use crate::kernels::{
     Exec, Heads, RopeTable, add_assign, attention, attention_backward, cross_entropy, cross_entropy_backward,
-    embedding, embedding_backward, linear, linear_backward, rms_norm, rms_norm_backward, rope, select_rows, swiglu,
-    swiglu_backward,
+    embedding, embedding_backward, linear, linear_backward, rms_norm, rms_norm_backward, rope, select_rows,
+    select_rows_backward, swiglu, swiglu_backward,
 };
 use candle_core::Tensor;
 
@@ -109,7 +109,7 @@ impl Transformer {
 
     /// Logits of every position: `[tokens, vocabulary]`. For tests and small inputs; scoring never forms them all.
     pub fn logits(&self, batch: Sequences<'_>) -> Result<Tensor> {
-        let x = self.hidden(batch)?;
+        let x = self.hidden(batch, |_| Ok(()))?;
         linear(self.exec, &self.norm(&x)?, &self.weights.output)
     }
 
@@ -118,35 +118,39 @@ impl Transformer {
     /// # Shapes
     /// `rows, targets: [m]`, indices into `batch.tokens` and token ids → `[m]`.
     pub fn nll(&self, batch: Sequences<'_>, rows: &[usize], targets: &[u32]) -> Result<Vec<f64>> {
-        let x = select_rows(&self.hidden(batch)?, rows)?;
+        let x = select_rows(&self.hidden(batch, |_| Ok(()))?, rows)?;
         cross_entropy(self.exec, &self.norm(&x)?, &self.weights.output, targets)
     }
 
-    /// The mean loss in nats per token, every position predicting the target of the same index; its gradient times
-    /// `scale` is added to `gradient`.
+    /// The mean loss of `targets` in nats per token, each predicted from the position of the same index in `rows`, or
+    /// of the same index in the batch when there are none; its gradient times `scale` is added to `gradient`.
     ///
     /// # Shapes
-    /// `targets: [tokens]`.
+    /// `rows, targets: [m]`, indices into `batch.tokens` and token ids; `targets: [tokens]` without rows.
     pub fn loss_and_gradient(
         &self,
         batch: Sequences<'_>,
+        rows: Option<&[usize]>,
         targets: &[u32],
         scale: f32,
         gradient: &Weights,
     ) -> Result<f64> {
-        let mut x = self.embed(batch)?;
         let mut saved = Vec::with_capacity(self.weights.blocks.len());
-        for block in &self.weights.blocks {
-            let (next, activations) = self.block_forward(block, batch.lengths, x)?;
+        let x = self.hidden(batch, |activations| {
             saved.push(activations);
-            x = next;
-        }
+            Ok(())
+        })?;
         let (exec, eps) = (self.exec, self.eps());
-        let normed = self.norm(&x)?;
+        let predicting = rows.map_or_else(|| Ok(x.clone()), |rows| select_rows(&x, rows))?;
+        let normed = self.norm(&predicting)?;
         let scale = scale / targets.len() as f32;
         let (nll, dnormed) =
             cross_entropy_backward(exec, &normed, &self.weights.output, targets, scale, &gradient.output)?;
-        let mut dx = rms_norm_backward(exec, &x, &self.weights.norm, eps, &dnormed, None, &gradient.norm)?;
+        let dx = rms_norm_backward(exec, &predicting, &self.weights.norm, eps, &dnormed, None, &gradient.norm)?;
+        let mut dx = match rows {
+            Some(rows) => select_rows_backward(rows, &dx, batch.tokens.len())?,
+            None => dx,
+        };
         for ((block, into), activations) in self.weights.blocks.iter().zip(&gradient.blocks).zip(saved).rev() {
             dx = self.block_backward(block, into, batch.lengths, activations, dx)?;
         }
@@ -154,11 +158,30 @@ impl Transformer {
         Ok(nll.iter().sum::<f64>() / targets.len() as f64)
     }
 
-    /// The residual stream after the last block: `[tokens, hidden]`.
-    fn hidden(&self, batch: Sequences<'_>) -> Result<Tensor> {
+    /// Shows `see` what the linear layers read: one input `[tokens, in]` per entry of
+    /// [`linear_layers`](super::linear_layers), with the index of that entry, in order.
+    ///
+    /// # Errors
+    /// Those of `see`.
+    pub fn linear_inputs(&self, batch: Sequences<'_>, mut see: impl FnMut(usize, &Tensor) -> Result<()>) -> Result<()> {
+        let mut index = 0;
+        let mut show = |input: &Tensor| {
+            index += 1;
+            see(index - 1, input)
+        };
+        let x = self.hidden(batch, |a| {
+            [&a.normed, &a.attended, &a.post_normed, &a.active].into_iter().try_for_each(&mut show)
+        })?;
+        if self.config.tie_word_embeddings { Ok(()) } else { show(&self.norm(&x)?) }
+    }
+
+    /// The residual stream after the last block: `[tokens, hidden]`; `keep` is handed what every block computed.
+    fn hidden(&self, batch: Sequences<'_>, mut keep: impl FnMut(Activations) -> Result<()>) -> Result<Tensor> {
         let mut x = self.embed(batch)?;
         for block in &self.weights.blocks {
-            x = self.block_forward(block, batch.lengths, x)?.0;
+            let (next, activations) = self.block_forward(block, batch.lengths, x)?;
+            keep(activations)?;
+            x = next;
         }
         Ok(x)
     }

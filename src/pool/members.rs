@@ -4,6 +4,7 @@ use super::{Manifest, Pool};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::mixture::Mixture;
+use crate::model::Checkpoint;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -43,6 +44,25 @@ impl Experts {
         }
         let (names, list) = (missing.join("', '"), missing.join(" "));
         Err(Error::Usage(format!("no expert yet for '{names}'; run 'mixpool train {list}' first")))
+    }
+}
+
+/// The parameters of members, mapped when they are first asked for; a map costs address space, not memory.
+#[derive(Default)]
+pub struct Checkpoints(BTreeMap<String, Checkpoint>);
+
+impl Checkpoints {
+    /// The weight and the parameters of each member, in order.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when parameters are missing or not whole.
+    pub fn of(&mut self, members: &[Member]) -> Result<Vec<(f64, &Checkpoint)>> {
+        for member in members {
+            if !self.0.contains_key(&member.weights) {
+                self.0.insert(member.weights.clone(), Pool::checkpoint(&member.folder)?);
+            }
+        }
+        Ok(members.iter().filter_map(|member| Some((member.weight, self.0.get(&member.weights)?))).collect())
     }
 }
 

@@ -7,11 +7,13 @@
 //! | `objects/<recipe hash>/` | trained models, each a Hugging Face folder with a manifest, immutable |
 //! | `partitions/<name>.json`, `evals/<name>.json` | names bound to tokens; replaced atomically |
 //! | `scores/<hash>.log` | append-only score records of one eval set |
+//! | `fitted/<hash>.*` | what methods worked out about the models, by the hash of its inputs |
 //! | `work/<recipe hash>.*` | claims and the state of unfinished training |
 //!
 //! A name binds only to a complete object, and a score names its inputs by hash.
 
 mod binding;
+mod fitted;
 mod init;
 mod members;
 mod recipe;
@@ -21,7 +23,7 @@ mod settings;
 mod training;
 
 pub use binding::{EvalBinding, Outcome, Partition};
-pub use members::{Experts, Member, score_key};
+pub use members::{Checkpoints, Experts, Member, score_key};
 pub use recipe::{DataShare, Manifest, Recipe, Start};
 pub use scorer::{Scored, Scorer};
 pub use scores::{ScoreLog, ScoreRecord};
@@ -65,7 +67,7 @@ impl Pool {
         let settings: Settings = serde_json::from_value(value)
             .map_err(|error| Error::damaged(&path, format!("{error}; {}", files::MAKE_AGAIN)))?;
         files::sweep(root)?;
-        for folder in FOLDERS {
+        for folder in FOLDERS.into_iter().chain([fitted::FITTED]) {
             files::sweep(&root.join(folder))?;
         }
         let layout = Layout::of(&settings.model);

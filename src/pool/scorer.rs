@@ -1,22 +1,31 @@
 //! Scorer: merges scored on eval sets, each score computed once and stored at once.
 
-use super::members::{Member, score_key};
+use super::members::{Checkpoints, Member, score_key};
 use super::{Pool, ScoreLog, ScoreRecord, Settings};
 use crate::error::{Error, Result};
 use crate::eval::{EvalSet, Evaluator, PROTOCOL, Score};
 use crate::files;
 use crate::merge::average;
-use crate::model::Checkpoint;
 use crate::progress::Observer;
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// One eval set of a scorer: its log, and its windows once they are needed.
 struct EvalHandle {
     name: String,
+    key: String,
     tokens: String,
     set: Option<EvalSet>,
     log: ScoreLog,
+}
+
+impl EvalHandle {
+    fn set(&mut self, pool: &Pool) -> Result<&EvalSet> {
+        let Settings { window, prefix_token, .. } = pool.settings;
+        Ok(match &mut self.set {
+            Some(set) => set,
+            none => none.insert(EvalSet::new(&self.name, &pool.tokens(&self.tokens)?, prefix_token, window)?),
+        })
+    }
 }
 
 /// A score with what is known about how it came about.
@@ -35,7 +44,7 @@ pub struct Scorer<'a> {
     pool: &'a Pool,
     evals: Vec<EvalHandle>,
     evaluator: Option<Evaluator>,
-    open: BTreeMap<String, Checkpoint>, // mapped once; a map costs address space, not memory
+    open: Checkpoints,
 }
 
 impl Pool {
@@ -50,7 +59,7 @@ impl Pool {
             .as_bytes(),
         );
         let log = ScoreLog::open(&self.root.join("scores").join(format!("{key}.log")))?;
-        Ok(EvalHandle { name: name.to_owned(), tokens: binding.tokens, set: None, log })
+        Ok(EvalHandle { name: name.to_owned(), key, tokens: binding.tokens, set: None, log })
     }
 
     /// A scorer over some eval sets; all of them when `names` is empty.
@@ -63,7 +72,7 @@ impl Pool {
             return Err(Error::Usage("no eval set yet; run 'mixpool eval-set NAME FILE...' first".into()));
         }
         let evals = names.iter().map(|name| self.eval(name)).collect::<Result<_>>()?;
-        Ok(Scorer { pool: self, evals, evaluator: None, open: BTreeMap::new() })
+        Ok(Scorer { pool: self, evals, evaluator: None, open: Checkpoints::default() })
     }
 }
 
@@ -86,8 +95,12 @@ impl Scorer<'_> {
 
     /// Whether every score of these members is stored.
     pub fn is_cached(&self, members: &[Member]) -> bool {
-        let key = score_key(members);
-        self.evals.iter().all(|eval| eval.log.get(&key).is_some())
+        self.is_stored(&score_key(members))
+    }
+
+    /// Whether a score is stored under this key for every eval set.
+    pub fn is_stored(&self, key: &str) -> bool {
+        self.evals.iter().all(|eval| eval.log.get(key).is_some())
     }
 
     /// Scores the average of `members` on every eval set, in order; `label` is kept in the log for readers.
@@ -108,22 +121,37 @@ impl Scorer<'_> {
         estimator: &str,
         observer: &dyn Observer,
     ) -> Result<Vec<Scored>> {
-        let key = score_key(members);
-        let mut merge_seconds = None;
+        let layout = &self.pool.layout;
+        let merge = |open: &mut Checkpoints, out: &mut [f32]| average(out, layout, &open.of(members)?);
+        self.score_with(&score_key(members), label, estimator, observer, merge)
+    }
+
+    /// As [`Scorer::score_as`], of the model whose parameters `write` writes, in the order of the layout.
+    ///
+    /// `key` is a hash that names everything they depend on. `write` is called once, and only when a score is missing.
+    pub fn score_with(
+        &mut self,
+        key: &str,
+        label: &str,
+        estimator: &str,
+        observer: &dyn Observer,
+        write: impl FnOnce(&mut Checkpoints, &mut [f32]) -> Result<()>,
+    ) -> Result<Vec<Scored>> {
+        let mut write = Some(write);
+        let mut merge_seconds = 0.0;
         let mut scored = Vec::with_capacity(self.evals.len());
         for index in 0..self.evals.len() {
-            if let Some(record) = self.evals[index].log.get(&key) {
+            if let Some(record) = self.evals[index].log.get(key) {
                 let record = record.clone();
                 scored.push(Scored { eval_set: self.evals[index].name.clone(), record, cached: true });
                 continue;
             }
             observer.check()?;
-            let merge_seconds = match merge_seconds {
-                Some(seconds) => seconds,
-                None => *merge_seconds.insert(self.merge(members)?),
-            };
+            if let Some(write) = write.take() {
+                merge_seconds = self.set(write)?;
+            }
             let record = ScoreRecord {
-                key: key.clone(),
+                key: key.to_owned(),
                 mixture: label.to_owned(),
                 estimator: estimator.to_owned(),
                 merge_seconds,
@@ -135,41 +163,49 @@ impl Scorer<'_> {
         Ok(scored)
     }
 
-    /// Overwrites the model with the average of `members`; returns the seconds it took.
-    fn merge(&mut self, members: &[Member]) -> Result<f64> {
+    /// The loss of the average of `members` on one eval set, nats per token, and its derivative by the weight of each:
+    /// ∂L/∂wᵢ = ⟨∇L(Σ wⱼθⱼ), θᵢ⟩, by one backward pass for all of them.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`], and [`Error::NotFinite`] when a derivative is not finite.
+    pub fn slopes(&mut self, eval: usize, members: &[Member]) -> Result<(f64, Vec<f64>)> {
+        let layout = &self.pool.layout;
+        self.set(|open, out| average(out, layout, &open.of(members)?))?;
+        let gradient = ready(self.evaluator.as_ref())?.gradient(self.evals[eval].set(self.pool)?)?;
+        let models = self.open.of(members)?;
+        let slopes = models.iter().map(|(_, model)| gradient.along(layout, model)).collect::<Result<_>>()?;
+        Ok((gradient.loss, slopes))
+    }
+
+    /// Predicted tokens of an eval set.
+    pub fn n_tokens(&mut self, eval: usize) -> Result<u64> {
+        Ok(self.evals[eval].set(self.pool)?.n_tokens())
+    }
+
+    /// What every score on an eval set depends on beside the model: a hash of protocol, tokens, window and prefix.
+    pub fn eval_key(&self, eval: usize) -> &str {
+        &self.evals[eval].key
+    }
+
+    /// Lets `write` overwrite the parameters of the model; returns the seconds it took.
+    fn set(&mut self, write: impl FnOnce(&mut Checkpoints, &mut [f32]) -> Result<()>) -> Result<f64> {
         let Settings { model, window, .. } = &self.pool.settings;
         let evaluator = match &mut self.evaluator {
             Some(evaluator) => evaluator,
             None => self.evaluator.insert(Evaluator::new(model, &self.pool.layout, *window)?),
         };
         let start = Instant::now();
-        for member in members {
-            if !self.open.contains_key(&member.weights) {
-                self.open.insert(member.weights.clone(), Pool::checkpoint(&member.folder)?);
-            }
-        }
-        let weighted: Vec<(f64, &Checkpoint)> =
-            members.iter().filter_map(|member| Some((member.weight, self.open.get(&member.weights)?))).collect();
-        evaluator.set(|out| average(out, &self.pool.layout, &weighted))?;
+        evaluator.set(|out| write(&mut self.open, out))?;
         Ok(start.elapsed().as_secs_f64())
     }
 
     /// Runs the model over one eval set.
     fn evaluate(&mut self, index: usize, label: &str) -> Result<ScoreRecord> {
-        let Settings { window, prefix_token, .. } = self.pool.settings;
         let eval = &mut self.evals[index];
-        let set = if let Some(set) = &eval.set {
-            set
-        } else {
-            let tokens = self.pool.tokens(&eval.tokens)?;
-            eval.set.insert(EvalSet::new(&eval.name, &tokens, prefix_token, window)?)
-        };
-        let start = Instant::now();
-        let Some(evaluator) = &self.evaluator else {
-            return Err(Error::Usage("nothing was merged".into()));
-        };
-        let documents = evaluator.nll(set)?;
         let place = format!("eval set '{}' under mixture '{label}'", eval.name);
+        let set = eval.set(self.pool)?;
+        let start = Instant::now();
+        let documents = ready(self.evaluator.as_ref())?.nll(set)?;
         Ok(ScoreRecord {
             score: Score::from_documents(&documents, set.n_tokens(), set.n_bytes(), &place)?,
             eval_seconds: start.elapsed().as_secs_f64(),
@@ -177,4 +213,8 @@ impl Scorer<'_> {
             ..ScoreRecord::default()
         })
     }
+}
+
+fn ready(evaluator: Option<&Evaluator>) -> Result<&Evaluator> {
+    evaluator.ok_or_else(|| Error::Usage("nothing was merged".into()))
 }

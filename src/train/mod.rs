@@ -153,7 +153,7 @@ impl<'a> Trainer<'a> {
             let inputs = Sequences { tokens: &batch.inputs, lengths: &lengths };
             let share = sequences as f64 / batch_size as f64;
             let views = &self.gradient_views;
-            loss += share * self.model.loss_and_gradient(inputs, &batch.targets, share as f32, views)?;
+            loss += share * self.model.loss_and_gradient(inputs, None, &batch.targets, share as f32, views)?;
             left -= sequences;
         }
         Ok(loss)

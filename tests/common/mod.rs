@@ -88,7 +88,7 @@ pub(crate) fn loss_and_gradient(
 ) -> (f64, Vec<f32>) {
     let gradient = flat(vec![0.0; layout.len()]);
     let views = Weights::views(config, layout, &gradient).unwrap();
-    let loss = model.loss_and_gradient(batch, targets, 1.0, &views).unwrap();
+    let loss = model.loss_and_gradient(batch, None, targets, 1.0, &views).unwrap();
     (loss, gradient.to_vec1().unwrap())
 }
 

@@ -1,0 +1,56 @@
+//! Gradient: the derivative of an eval set's loss by every parameter, under the score protocol.
+
+use super::{EvalSet, Evaluator};
+use crate::error::{Error, Result};
+use crate::kernels::{Exec, Floats, inner_product};
+use crate::model::{Checkpoint, Layout, Transformer, Weights};
+use candle_core::{DType, Device, Tensor};
+
+/// The loss of a model on an eval set, and its gradient.
+pub struct Gradient {
+    /// Nats per predicted token.
+    pub loss: f64,
+    /// The derivative of the loss by every parameter, in the order of the layout: `[layout length]`.
+    pub values: Vec<f32>,
+}
+
+impl Evaluator {
+    /// The loss of the model on `set` and its gradient.
+    ///
+    /// The windows are those that are scored, and only predicted tokens count. Passes go through the model in order, each
+    /// divided over the current rayon pool, so the result does not depend on the number of threads.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when the loss or a derivative is NaN or infinite.
+    pub fn gradient(&self, set: &EvalSet) -> Result<Gradient> {
+        let Self { config, layout, length, flat, .. } = self;
+        let gradient = Tensor::zeros(layout.len(), DType::F32, &Device::Cpu)?;
+        let views = Weights::views(config, layout, &gradient)?;
+        let model = Transformer::new(config, layout, flat, *length, Exec::Split)?;
+        let mut loss = 0.0;
+        for pass in set.passes() {
+            let share = pass.targets.len() as f64 / set.n_tokens() as f64;
+            let rows = Some(pass.rows.as_slice());
+            loss += share * model.loss_and_gradient(pass.sequences(), rows, &pass.targets, share as f32, &views)?;
+        }
+        let gradient = Gradient { loss, values: gradient.to_vec1()? };
+        if loss.is_finite() && gradient.values.iter().all(|value| value.is_finite()) {
+            return Ok(gradient);
+        }
+        Err(Error::NotFinite { what: format!("loss {loss} or its gradient"), place: "scored with gradients".into() })
+    }
+}
+
+impl Gradient {
+    /// ⟨∇L, θ⟩, the derivative of the loss along the parameters of a model, summed in f64 from its mapped file.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when the model does not fit the layout.
+    pub fn along(&self, layout: &Layout, model: &Checkpoint) -> Result<f64> {
+        model.check(layout)?;
+        let product =
+            |values: &[f32], other: Option<Floats<'_>>| other.map_or(0.0, |other| inner_product(values, other));
+        let parameters = layout.parameters().iter();
+        Ok(parameters.map(|p| product(&self.values[p.range()], model.tensor(&p.name))).sum())
+    }
+}

@@ -1,0 +1,69 @@
+//! Fitted: what a method worked out about the pool's models, kept under the hash of all it depends on.
+//!
+//! A method names its inputs in a key; the same key finds what was computed then, with what it cost.
+
+use super::Pool;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::model::{Checkpoint, Layout, write_tensors};
+use serde::{Serialize, de::DeserializeOwned};
+use std::path::PathBuf;
+
+/// `fitted/<hash>.json`.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Stored<T> {
+    /// What the value depends on, for people; the file's name is its hash.
+    key: String,
+    value: T,
+}
+
+impl Pool {
+    /// What is stored under `key`; computed and stored when there is nothing yet.
+    ///
+    /// `key` says all that the value depends on: method and version, hashes of models and data, exact numbers. A value
+    /// should hold what it cost, so that a later run can tell. Stored floats are read back bit for bit; NaN and infinity are
+    /// not kept by JSON and must be refused by `compute`.
+    ///
+    /// # Errors
+    /// Those of `compute`; [`Error::Damaged`] when the file is not what was written.
+    pub fn fitted<T: Serialize + DeserializeOwned>(&self, key: &str, compute: impl FnOnce() -> Result<T>) -> Result<T> {
+        let path = self.fitted_path(key, "json");
+        if path.exists() {
+            return Ok(files::read_json::<Stored<T>>(&path)?.value);
+        }
+        let stored = Stored { key: key.to_owned(), value: compute()? };
+        files::create_folder(&self.root.join(FITTED))?;
+        files::publish(&path, &files::to_json(&stored)?)?;
+        Ok(stored.value)
+    }
+
+    /// Stores tensors beside the value of `key`: called by its `compute`, so that the value stands for both.
+    pub fn store_tensors(&self, key: &str, layout: &Layout, values: &[f32]) -> Result<()> {
+        files::create_folder(&self.root.join(FITTED))?;
+        files::publish_with(&self.fitted_path(key, "safetensors"), |path| write_tensors(path, layout, values))
+    }
+
+    /// Maps the tensors stored beside the value of `key`.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when they are missing or not whole.
+    pub fn stored_tensors(&self, key: &str) -> Result<Checkpoint> {
+        Checkpoint::open_file(&self.fitted_path(key, "safetensors")).map_err(Error::missing_is_damage).map_err(
+            |error| match error {
+                Error::Damaged { path, problem } => {
+                    let value = self.fitted_path(key, "json");
+                    let problem = format!("{problem}; delete '{}' to compute it again", value.display());
+                    Error::Damaged { path, problem }
+                }
+                other => other,
+            },
+        )
+    }
+
+    fn fitted_path(&self, key: &str, kind: &str) -> PathBuf {
+        self.root.join(FITTED).join(format!("{}.{kind}", files::hash(key.as_bytes())))
+    }
+}
+
+/// The folder, made when it is first needed.
+pub(super) const FITTED: &str = "fitted";
