@@ -1,15 +1,16 @@
 //! Demo command: the whole job on the text that ships with the project.
 
 use super::data::{train_experts, train_seed};
-use super::question::{rankings, rows, score_all, subsets};
-use super::validate::{agreement, draw, ground_truth};
+use super::question::{rows, subsets};
+use super::validate::{agreement, draw};
 use super::{Session, print};
 use crate::error::{Error, Result};
+use crate::estimators::{Answer, Question, Spec, ask};
 use crate::files;
 use crate::mixture::{Mixture, Notation};
-use crate::pool::{Pool, Scored};
+use crate::pool::Pool;
 use crate::progress::Observer;
-use crate::report::{AgreementRow, Format, render, write_csv};
+use crate::report::{AgreementLine, AgreementRow, Format, render, write_csv};
 use crate::text::{ReadOptions, Tokenizer};
 use clap::Args;
 use serde::Serialize;
@@ -70,18 +71,19 @@ impl Demo {
         }
         let partitions = pool.unit_counts()?;
         let mixtures = subsets(&partitions, 1..=partitions.len(), Notation::default())?;
-        let mut scorer = pool.scorer(&[])?;
-        let scored = score_all(&pool, &mut scorer, &mixtures, "rank every subset", observer)?;
-        let chosen = draw(mixtures.clone(), TRUTHS);
-        let merged = score_all(&pool, &mut scorer, &chosen, "score", observer)?;
-        let truth = ground_truth(&pool, &mut scorer, &chosen, Some(TRUTH_TOKENS), observer)?;
-
+        let scorer = pool.scorer(&[])?;
         let evals = scorer.eval_names();
-        let rankings = rankings(&evals, &mixtures, &scored);
-        let agreement = agreement(&evals, &merged, &truth);
+        let chosen = draw(mixtures.clone(), TRUTHS);
+        let question = Question { pool: &pool, evals: &evals, judged: &chosen, tokens: Some(TRUTH_TOKENS), observer };
+        let say = |name: &str, mixtures: &[Mixture]| ask(&Spec::parse(name)?, &question, mixtures, 0);
+        let ranked = say("merged", &mixtures)?;
+        let truth = say("ground-truth", &chosen)?;
+        let answers = [&ranked[..], &say("mean-of-experts", &chosen)?, &truth].concat();
+
+        let agreement = agreement(&answers);
         files::create_folder(&self.out)?;
-        write_csv(&self.out.join("ranking.csv"), &rows(&rankings, usize::MAX))?;
-        write_csv(&self.out.join("truth.csv"), &truth_rows(&chosen, &merged, &truth))?;
+        write_csv(&self.out.join("ranking.csv"), &rows(&scorer, &ranked, usize::MAX)?)?;
+        write_csv(&self.out.join("truth.csv"), &truth_rows(&ranked, &truth))?;
         write_csv(&self.out.join("agreement.csv"), &agreement)?;
         observer.note(&format!(
             "wrote ranking.csv, truth.csv and agreement.csv to '{}'; the pool is '{}'; {:.1} s in all",
@@ -90,12 +92,12 @@ impl Demo {
             started.elapsed().as_secs_f64()
         ));
         if session.format != Format::Table {
-            return print(&render(&rows(&rankings, usize::MAX), session.format)?);
+            return print(&render(&rows(&scorer, &ranked, usize::MAX)?, session.format)?);
         }
         print(&format!(
             "\nThe three best of {} mixtures on each eval set, by merged experts:\n\n{}\n{}",
             mixtures.len(),
-            render(&rows(&rankings, 3), Format::Table)?,
+            render(&rows(&scorer, &ranked, 3)?, Format::Table)?,
             verdict(&agreement, chosen.len())?
         ))
     }
@@ -144,31 +146,37 @@ struct TruthRow {
     eval_set: String,
     merged_loss: f64,
     true_loss: f64,
-    n_tokens: u64,
 }
 
-fn truth_rows(mixtures: &[Mixture], merged: &[Vec<Scored>], truth: &[Vec<Scored>]) -> Vec<TruthRow> {
-    let row = |mixture: &Mixture, merged: &Scored, truth: &Scored| TruthRow {
-        mixture: mixture.to_string(),
-        eval_set: truth.eval_set.clone(),
-        merged_loss: merged.record.score.loss(),
-        true_loss: truth.record.score.loss(),
-        n_tokens: truth.record.score.n_tokens,
-    };
-    let per_mixture = mixtures.iter().zip(merged).zip(truth);
-    per_mixture
-        .flat_map(|((mixture, merged), truth)| merged.iter().zip(truth).map(move |(m, t)| row(mixture, m, t)))
-        .collect()
+fn truth_rows(merged: &[Answer], truth: &[Answer]) -> Vec<TruthRow> {
+    let pairs = merged.iter().zip(truth).flat_map(|(merged, truth)| {
+        let row = |(mixture, true_loss): (&String, &f64)| {
+            let (mixture, eval_set) = (mixture.clone(), truth.eval_set.clone());
+            merged.predictions.get(&mixture).map(|loss| TruthRow {
+                mixture,
+                eval_set,
+                merged_loss: *loss,
+                true_loss: *true_loss,
+            })
+        };
+        truth.predictions.iter().filter_map(row)
+    });
+    pairs.collect()
 }
 
 /// The agreement table and how to read it.
 fn verdict(agreement: &[AgreementRow], n: usize) -> Result<String> {
-    let correlations: Vec<f64> = agreement.iter().filter_map(|row| row.spearman).collect();
-    let mean = correlations.iter().sum::<f64>() / correlations.len().max(1) as f64;
+    let every_size = || agreement.iter().filter(|row| row.size.is_none());
+    let lines: Vec<AgreementLine> =
+        every_size().filter(|row| row.estimator == "merged" || row.is_overall).map(AgreementLine::from).collect();
+    let overall = |name: &str| every_size().find(|row| row.is_overall && row.estimator == name)?.spearman;
+    let worded = |name: &str| overall(name).map_or("undefined".to_owned(), |spearman| format!("{spearman:.2}"));
     Ok(format!(
         "How well merging predicted {n} mixtures that were really trained, {TRUTH_TOKENS} tokens each:\n\n{}\n\
-         Mean Spearman {mean:.2}. Losses of merges are offset from losses of trained models (mean_offset): \
-         read them as an order.\n",
-        render(agreement, Format::Table)?
+         Mean Spearman {} by merging, {} by the mean of the experts' losses. Losses of merges are offset from losses of \
+         trained models (mean_offset): read them as an order.\n",
+        render(&lines, Format::Table)?,
+        worded("merged"),
+        worded("mean-of-experts"),
     ))
 }

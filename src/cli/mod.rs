@@ -2,6 +2,7 @@
 
 mod data;
 mod demo;
+mod export;
 mod observer;
 mod question;
 mod show;
@@ -39,7 +40,7 @@ A tour, from text files to a ranking:
   mixpool train                                 # seed model, then one expert per unit
   mixpool score code+wiki code=0.7+wiki=0.3
   mixpool rank --csv ranking.csv                # every subset on every eval set
-  mixpool validate --mixtures 8                 # how far to trust it
+  mixpool validate --mixtures 8                 # how far to trust each estimator
 
 Exit codes: 0 ok, 1 failed, 2 usage, 10 no pool here, 11 locked by another process, 12 pool damaged,
 75 stopped and resumable, 130 interrupted. stdout is data, stderr is progress.";
@@ -77,9 +78,12 @@ enum Command {
     Score(question::Score),
     Rank(question::Rank),
     Validate(validate::Validate),
+    Compare(validate::Compare),
+    /// List the estimators and their options
+    Estimators,
     /// Write rankings, scores or a merged model to files
     #[command(subcommand)]
-    Export(question::Export),
+    Export(export::Export),
     /// List what the pool holds
     Ls,
     Show(show::Show),
@@ -189,6 +193,8 @@ fn dispatch(command: Command, session: &Session) -> Result<()> {
         Command::Score(command) => command.run(session),
         Command::Rank(command) => command.run(session),
         Command::Validate(command) => command.run(session),
+        Command::Compare(command) => command.run(session),
+        Command::Estimators => validate::list(session),
         Command::Export(command) => command.run(session),
         Command::Ls => show::list(session),
         Command::Show(command) => command.run(session),

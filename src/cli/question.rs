@@ -1,18 +1,17 @@
-//! Question commands: score, rank, export.
+//! Question commands: score and rank, with the arguments that say what is asked about.
 
+use super::data::token_budget;
 use super::{NotationArgs, Session, print};
 use crate::error::{Error, Result};
+use crate::estimators::{Answer, Question, Spec, ask, score_all};
 use crate::eval::Score as Sums;
 use crate::files;
-use crate::merge::average;
 use crate::mixture::{Mixture, Notation};
-use crate::model::{Checkpoint, write_checkpoint};
-use crate::pool::{Pool, Scored, Scorer};
+use crate::pool::{Member, Pool, Scorer};
 use crate::progress::Observer;
-use crate::rank::Ranking;
 use crate::report::{Format, RankingRow, ScoreRow, render, write_csv};
 use crate::search;
-use clap::{Args, Subcommand};
+use clap::Args;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -39,7 +38,7 @@ impl Score {
         let pool = session.open()?;
         let mixtures = self.notation.parse(&self.mixtures, &pool)?;
         let mut scorer = pool.scorer(&self.evals)?;
-        let scored = score_all(&pool, &mut scorer, &mixtures, "score", &session.observer)?;
+        let scored = score_all(&mut scorer, &merges(&pool, &mixtures)?, "merged", "score", &session.observer)?;
         let pairs = mixtures.iter().zip(&scored);
         let rows = pairs.flat_map(|(mixture, scored)| {
             scored.iter().map(move |scored| (mixture.weights(), ScoreRow::new(&mixture.to_string(), scored)))
@@ -57,34 +56,10 @@ impl Score {
     }
 }
 
-/// Scores every mixture on every eval set of the scorer, cached where possible.
-pub(super) fn score_all(
-    pool: &Pool,
-    scorer: &mut Scorer<'_>,
-    mixtures: &[Mixture],
-    what: &str,
-    observer: &dyn Observer,
-) -> Result<Vec<Vec<Scored>>> {
+/// The merges that stand for some mixtures.
+fn merges(pool: &Pool, mixtures: &[Mixture]) -> Result<Vec<(String, Vec<Member>)>> {
     let experts = pool.experts()?;
-    let members = mixtures.iter().map(|mixture| experts.members(mixture)).collect::<Result<Vec<_>>>()?;
-    let missing = members.iter().filter(|members| !scorer.is_cached(members)).count();
-    if missing > 0 {
-        observer.begin(what, missing as u64, "mixtures");
-    }
-    let mut done = 0;
-    let mut scored = Vec::with_capacity(mixtures.len());
-    for (mixture, members) in mixtures.iter().zip(&members) {
-        let scores = scorer.score(members, &mixture.to_string(), observer)?;
-        if scores.iter().any(|score| !score.cached) {
-            done += 1;
-            observer.advance(done, "");
-        }
-        scored.push(scores);
-    }
-    if missing > 0 {
-        observer.finish();
-    }
-    Ok(scored)
+    mixtures.iter().map(|mixture| Ok((mixture.to_string(), experts.members(mixture)?))).collect()
 }
 
 /// Which mixtures are candidates.
@@ -178,12 +153,50 @@ fn parse_range(text: &str) -> Result<std::ops::RangeInclusive<usize>> {
     Ok(first..=last)
 }
 
-/// Rank candidate mixtures by merging experts
+/// Which estimators answer, and what they may learn from.
+#[derive(Args, Clone)]
+pub(super) struct EstimatorArgs {
+    /// Estimators, as NAME or NAME:OPTION=VALUE,... (see 'mixpool estimators')
+    #[arg(long = "estimator", value_name = "E", num_args = 1..)]
+    pub(super) estimators: Vec<String>,
+    /// Shift predicted losses by their mean distance from those of N models trained on other mixtures
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) calibrate: usize,
+    /// Training tokens of every really trained model, e.g. 500k [default: those of the experts in it together]
+    #[arg(long, value_name = "TOKENS")]
+    pub(super) tokens: Option<String>,
+}
+
+impl EstimatorArgs {
+    /// The estimators asked for, or these when there are none.
+    pub(super) fn specs(&self, default: &[&str]) -> Result<Vec<Spec>> {
+        let default = default.iter().map(|name| (*name).to_owned());
+        let texts: Vec<String> = if self.estimators.is_empty() { default.collect() } else { self.estimators.clone() };
+        texts.iter().map(|text| Spec::parse(text)).collect()
+    }
+
+    /// Asks every estimator about `mixtures`; whatever is fitted on trained models is fitted on others than these.
+    pub(super) fn ask(
+        &self,
+        pool: &Pool,
+        evals: &[String],
+        specs: &[Spec],
+        mixtures: &[Mixture],
+        observer: &dyn Observer,
+    ) -> Result<Vec<Answer>> {
+        let tokens = token_budget(self.tokens.as_deref())?;
+        let question = Question { pool, evals, judged: mixtures, tokens, observer };
+        let answers = specs.iter().map(|spec| ask(spec, &question, mixtures, self.calibrate));
+        Ok(answers.collect::<Result<Vec<_>>>()?.concat())
+    }
+}
+
+/// Rank candidate mixtures by merging experts, or by other estimators
 ///
-/// Without options: every subset of the partitions, on every eval set. Finished scores are kept: an interrupted ranking
-/// goes on where it stopped, and a repeated one reads what is stored.
+/// Without options: every subset of the partitions, on every eval set, by merging. Finished scores are kept: an interrupted
+/// ranking goes on where it stopped, and a repeated one reads what is stored.
 ///
-/// Examples: mixpool rank --top 5 | mixpool rank --subsets 2..=3 --eval wiki-test --csv ranking.csv
+/// Examples: mixpool rank --top 5 | mixpool rank --subsets 2..=3 --eval wiki-test --estimator merged ensemble --csv r.csv
 #[derive(Args)]
 pub(super) struct Rank {
     #[command(flatten)]
@@ -191,6 +204,8 @@ pub(super) struct Rank {
     /// Eval sets [default: all]
     #[arg(long = "eval", value_name = "NAME", num_args = 1..)]
     evals: Vec<String>,
+    #[command(flatten)]
+    estimators: EstimatorArgs,
     /// Show only the best N of each eval set [default: 10 in a table, all elsewhere]
     #[arg(long, value_name = "N")]
     top: Option<usize>,
@@ -204,134 +219,25 @@ pub(super) struct Rank {
 impl Rank {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         let pool = session.open()?;
+        let specs = self.estimators.specs(&["merged"])?;
         let mixtures = self.candidates.mixtures(&pool, self.notation)?;
-        let mut scorer = pool.scorer(&self.evals)?;
-        let scored = score_all(&pool, &mut scorer, &mixtures, "rank", &session.observer)?;
-        let rankings = rankings(&scorer.eval_names(), &mixtures, &scored);
+        let scorer = pool.scorer(&self.evals)?;
+        let answers = self.estimators.ask(&pool, &scorer.eval_names(), &specs, &mixtures, &session.observer)?;
         if let Some(path) = &self.csv {
-            write_csv(path, &rows(&rankings, usize::MAX))?;
+            write_csv(path, &rows(&scorer, &answers, usize::MAX)?)?;
             session.observer.note(&format!("wrote '{}'", path.display()));
         }
         let top = self.top.unwrap_or(if session.format == Format::Table { 10 } else { usize::MAX });
-        print(&render(&rows(&rankings, top), session.format)?)
+        print(&render(&rows(&scorer, &answers, top)?, session.format)?)
     }
 }
 
-/// One ranking per eval set.
-pub(super) fn rankings(evals: &[String], mixtures: &[Mixture], scored: &[Vec<Scored>]) -> Vec<Ranking> {
-    let candidates = |index: usize| -> Vec<(String, Sums)> {
-        mixtures.iter().zip(scored).map(|(m, scored)| (m.to_string(), scored[index].record.score)).collect()
-    };
-    evals.iter().enumerate().map(|(index, name)| Ranking::new(name, candidates(index))).collect()
-}
-
-/// The rows of several rankings.
-pub(super) fn rows(rankings: &[Ranking], top: usize) -> Vec<RankingRow> {
-    rankings.iter().flat_map(|ranking| RankingRow::of(ranking, "merged", top)).collect()
-}
-
-#[derive(Subcommand)]
-pub(super) enum Export {
-    /// Write a ranking of what was scored so far to a CSV file; computes nothing
-    Ranking(ExportRanking),
-    /// Write every stored score to a CSV file; computes nothing
-    Scores(ExportScores),
-    /// Write the seed model, or the average of a mixture's experts, as a Hugging Face folder
-    ///
-    /// Example: mixpool export model code=0.7+wiki=0.3 --out merged
-    Model(ExportModel),
-}
-
-#[derive(Args)]
-pub(super) struct ExportRanking {
-    /// Eval sets [default: all]
-    #[arg(long = "eval", value_name = "NAME", num_args = 1..)]
-    evals: Vec<String>,
-    /// The file to write
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-}
-
-#[derive(Args)]
-pub(super) struct ExportScores {
-    /// The file to write
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-}
-
-#[derive(Args)]
-pub(super) struct ExportModel {
-    /// A mixture, or `seed`
-    mixture: String,
-    /// The folder to write; must not exist
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    #[command(flatten)]
-    notation: NotationArgs,
-}
-
-impl Export {
-    pub(super) fn run(self, session: &Session) -> Result<()> {
-        let pool = session.open()?;
-        let out = match self {
-            Self::Ranking(ExportRanking { evals, out }) => {
-                let scorer = pool.scorer(&evals)?;
-                let ranking = |(name, records): (String, Vec<Scored>)| {
-                    Ranking::new(&name, records.into_iter().map(|s| (s.record.mixture, s.record.score)))
-                };
-                let rankings: Vec<Ranking> = scorer.stored("merged").into_iter().map(ranking).collect();
-                write_csv(&out, &rows(&rankings, usize::MAX))?;
-                out
-            }
-            Self::Scores(ExportScores { out }) => {
-                let stored = pool.scorer(&[])?.stored("merged");
-                let records = stored.into_iter().flat_map(|(_, records)| records);
-                let rows: Vec<ScoreRow> = records.map(|s| ScoreRow::new(&s.record.mixture, &s)).collect();
-                write_csv(&out, &rows)?;
-                out
-            }
-            Self::Model(command) => command.write(&pool)?,
-        };
-        session.observer.note(&format!("wrote '{}'", out.display()));
-        Ok(())
-    }
-}
-
-impl ExportModel {
-    fn write(self, pool: &Pool) -> Result<PathBuf> {
-        let members = if self.mixture == "seed" {
-            let id = pool.seed_recipe()?.id()?;
-            let manifest = pool.manifest(&id)?;
-            let missing = || Error::Usage("the seed model is not trained yet; run 'mixpool train seed' first".into());
-            pool.single(&manifest.ok_or_else(missing)?)
-        } else {
-            pool.experts()?.members(&self.notation.parse(std::slice::from_ref(&self.mixture), pool)?[0])?
-        };
-        if self.out.exists() {
-            return Err(Error::Usage(format!("'{}' exists already; choose another --out", self.out.display())));
-        }
-        let open = members.iter().map(|member| Pool::checkpoint(&member.folder)).collect::<Result<Vec<_>>>()?;
-        let weighted: Vec<(f64, &Checkpoint)> = members.iter().map(|member| member.weight).zip(&open).collect();
-        let mut values = vec![0f32; pool.layout().len()];
-        average(&mut values, pool.layout(), &weighted)?;
-        let staging = files::Staging::new(&self.out)?;
-        write_checkpoint(&staging.file("."), &pool.settings().model, pool.layout(), &values)?;
-        pool.copy_tokenizer(&staging)?;
-        staging.write("README.md", self.card(pool).as_bytes())?;
-        staging.publish(&self.out)?;
-        Ok(self.out)
-    }
-
-    /// A model card that says what was merged.
-    fn card(&self, pool: &Pool) -> String {
-        format!(
-            "# {}\n\nWritten by mixpool {} as the parameter average of the experts in the mixture `{}`\n\
-             (weights kept in f64, one rounding to f32). {} parameters, tokenizer `{}`.\n",
-            self.mixture,
-            env!("CARGO_PKG_VERSION"),
-            self.mixture,
-            pool.layout().len(),
-            pool.settings().tokenizer
-        )
-    }
+/// The rankings of several answers, the best `top` of each.
+pub(super) fn rows(scorer: &Scorer<'_>, answers: &[Answer], top: usize) -> Result<Vec<RankingRow>> {
+    let sizes: BTreeMap<String, Sums> = scorer.eval_names().into_iter().zip(scorer.eval_sizes()?).collect();
+    let rows = answers.iter().filter_map(|answer| {
+        let rows = RankingRow::of(answer, sizes.get(&answer.eval_set)?);
+        Some(rows.into_iter().take(top))
+    });
+    Ok(rows.flatten().collect())
 }

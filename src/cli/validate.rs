@@ -1,24 +1,25 @@
-//! Validate command: trains mixtures for real and reports how well merging predicted them.
+//! Validate and compare commands: how well estimators match models that were really trained.
 
-use super::data::{token_budget, train_seed};
-use super::question::{CandidateArgs, score_all};
+use super::question::{CandidateArgs, EstimatorArgs};
 use super::{NotationArgs, Session, print};
 use crate::error::{Error, Result};
+use crate::estimators::{Answer, Gives, METHODS, Method, OptionRow, Spec, stored};
 use crate::mixture::Mixture;
-use crate::pool::{Pool, Scored, Scorer};
-use crate::progress::Observer;
-use crate::report::{AgreementRow, render, write_csv};
+use crate::rank::compare;
+use crate::report::{AgreementLine, AgreementRow, Format, render, write_csv};
 use crate::rng::Stream;
 use clap::Args;
+use serde::Serialize;
 use std::path::PathBuf;
 
-/// Train some mixtures for real and report how well merging predicted them
+/// Train some mixtures for real and report how well each estimator predicted them
 ///
-/// Trains a model on each chosen mixture, scores it on every eval set, and compares with the scores of the merged
-/// experts: Pearson, Spearman, Kendall's tau-b, share of pairs in the right order, and what picking by the proxy would
-/// have cost. Trained models are kept in the pool.
+/// Trains a model on each chosen mixture, scores it on every eval set, and compares with what every estimator predicts:
+/// Pearson, Spearman, Kendall's tau-b, share of pairs in the right order, overlap of the best quarter, what picking by the
+/// estimator would have cost in nats, and what the estimator itself costs. No estimator is fitted on the mixtures that
+/// judge it. Trained models and predictions are kept in the pool; `compare` shows them again.
 ///
-/// Example: mixpool validate --mixtures 8 --csv agreement.csv
+/// Example: mixpool validate --mixtures 8 --estimator merged ensemble --csv agreement.csv
 #[derive(Args)]
 pub(super) struct Validate {
     /// Number of mixtures, drawn at random from the candidates
@@ -26,22 +27,50 @@ pub(super) struct Validate {
     mixtures: Option<usize>,
     #[command(flatten)]
     candidates: CandidateArgs,
-    /// Training tokens per mixture, e.g. 500k [default: those of the experts in it together]
-    #[arg(long, value_name = "TOKENS")]
-    tokens: Option<String>,
+    #[command(flatten)]
+    estimators: EstimatorArgs,
     /// Eval sets [default: all]
     #[arg(long = "eval", value_name = "NAME", num_args = 1..)]
     evals: Vec<String>,
-    /// Also write the agreement to a CSV file
-    #[arg(long, value_name = "FILE")]
-    csv: Option<PathBuf>,
+    #[command(flatten)]
+    shown: Shown,
     #[command(flatten)]
     notation: NotationArgs,
+}
+
+/// Compare what estimators predicted with what was trained, as far as it is stored; computes nothing
+///
+/// Reads what `validate` and `rank` left in the pool. An estimator is compared on the mixtures that both it and the ground
+/// truth have spoken of.
+///
+/// Example: mixpool compare --all --csv agreement.csv
+#[derive(Args)]
+pub(super) struct Compare {
+    /// Estimators [default: all]
+    #[arg(long = "estimator", value_name = "E", num_args = 1..)]
+    estimators: Vec<String>,
+    /// Eval sets [default: all]
+    #[arg(long = "eval", value_name = "NAME", num_args = 1..)]
+    evals: Vec<String>,
+    #[command(flatten)]
+    shown: Shown,
+}
+
+/// How much of an agreement is shown.
+#[derive(Args, Clone)]
+struct Shown {
+    /// Show every eval set and every size of mixture, not only the means over the eval sets
+    #[arg(long)]
+    all: bool,
+    /// Also write every line, with every column, to a CSV file
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
 }
 
 impl Validate {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         let pool = session.open()?;
+        let mut specs = self.estimators.specs(&default_estimators())?;
         let mut mixtures = self.candidates.mixtures(&pool, self.notation)?;
         if let Some(n) = self.mixtures {
             mixtures = draw(mixtures, n);
@@ -49,16 +78,77 @@ impl Validate {
         if mixtures.len() < 2 {
             return Err(Error::Usage("at least two mixtures are needed to compare orders".into()));
         }
-        let tokens = token_budget(self.tokens.as_deref())?;
-        let mut scorer = pool.scorer(&self.evals)?;
-        let merged = score_all(&pool, &mut scorer, &mixtures, "score merges", &session.observer)?;
-        let truth = ground_truth(&pool, &mut scorer, &mixtures, tokens, &session.observer)?;
-        let rows = agreement(&scorer.eval_names(), &merged, &truth);
+        let evals = pool.scorer(&self.evals)?.eval_names();
+        specs.retain(|spec| spec.method.name != "ground-truth");
+        specs.push(Spec::parse("ground-truth")?);
+        let answers = self.estimators.ask(&pool, &evals, &specs, &mixtures, &session.observer)?;
+        self.shown.print(&answers, session)
+    }
+}
+
+impl Compare {
+    pub(super) fn run(self, session: &Session) -> Result<()> {
+        let pool = session.open()?;
+        let evals = pool.scorer(&self.evals)?.eval_names();
+        let wanted = |answer: &Answer| {
+            let listed = self.estimators.is_empty() || self.estimators.contains(&answer.estimator);
+            evals.contains(&answer.eval_set) && (listed || answer.is_truth())
+        };
+        let answers: Vec<Answer> = stored(&pool)?.into_iter().filter(wanted).collect();
+        if !answers.iter().any(Answer::is_truth) {
+            return Err(Error::Usage("no ground truth yet; run 'mixpool validate' first".into()));
+        }
+        self.shown.print(&answers, session)
+    }
+}
+
+impl Shown {
+    fn print(&self, answers: &[Answer], session: &Session) -> Result<()> {
+        let rows = agreement(answers);
         if let Some(path) = &self.csv {
             write_csv(path, &rows)?;
         }
-        print(&render(&rows, session.format)?)
+        if session.format != Format::Table {
+            return print(&render(&rows, session.format)?);
+        }
+        let has_means = rows.iter().any(|row| row.is_overall);
+        let is_shown = |row: &&AgreementRow| self.all || (row.size.is_none() && row.is_overall == has_means);
+        let lines: Vec<AgreementLine> = rows.iter().filter(is_shown).map(AgreementLine::from).collect();
+        print(&render(&lines, session.format)?)
     }
+}
+
+/// One line of `estimators`.
+#[derive(Serialize)]
+struct EstimatorRow {
+    estimator: &'static str,
+    gives: Gives,
+    what: &'static str,
+    options: String,
+    source: &'static str,
+}
+
+/// Lists the registry.
+pub(super) fn list(session: &Session) -> Result<()> {
+    let option = |row: &OptionRow| format!("{}={} ({})", row.name, row.default, row.help);
+    let row = |method: &Method| EstimatorRow {
+        estimator: method.name,
+        gives: method.gives,
+        what: method.summary,
+        options: method.options.iter().map(option).collect::<Vec<_>>().join("; "),
+        source: method.source,
+    };
+    print(&render(&METHODS.iter().map(row).collect::<Vec<_>>(), session.format)?)
+}
+
+/// How well the ground truth among some answers is matched by the others.
+pub(super) fn agreement(answers: &[Answer]) -> Vec<AgreementRow> {
+    compare(answers).into_iter().map(AgreementRow::from).collect()
+}
+
+/// Every estimator that needs no training but the experts'.
+fn default_estimators() -> Vec<&'static str> {
+    METHODS.iter().map(|method| method.name).filter(|name| *name != "ground-truth").collect()
 }
 
 /// `n` of the candidates, chosen at random but always the same ones, in their order.
@@ -67,32 +157,4 @@ pub(super) fn draw(candidates: Vec<Mixture>, n: usize) -> Vec<Mixture> {
     chosen.truncate(n);
     chosen.sort_unstable();
     chosen.into_iter().map(|index| candidates[index as usize].clone()).collect()
-}
-
-/// Trains every mixture for real and scores the models.
-pub(super) fn ground_truth(
-    pool: &Pool,
-    scorer: &mut Scorer<'_>,
-    mixtures: &[Mixture],
-    tokens: Option<u64>,
-    observer: &dyn Observer,
-) -> Result<Vec<Vec<Scored>>> {
-    train_seed(pool, observer)?;
-    let train = |(index, mixture): (usize, &Mixture)| {
-        let name = format!("truth {}/{} {mixture}", index + 1, mixtures.len());
-        let manifest = pool.get_or_train(&pool.mixture_recipe(mixture, tokens)?, &name, observer)?;
-        scorer.score_as(&pool.single(&manifest), &mixture.to_string(), "ground-truth", observer)
-    };
-    mixtures.iter().enumerate().map(train).collect()
-}
-
-/// How well the merged scores match the true ones, per eval set.
-pub(super) fn agreement(evals: &[String], merged: &[Vec<Scored>], truth: &[Vec<Scored>]) -> Vec<AgreementRow> {
-    let losses = |scored: &[Vec<Scored>], eval: usize| -> Vec<f64> {
-        scored.iter().map(|scored| scored[eval].record.score.loss()).collect()
-    };
-    let row = |(index, name): (usize, &String)| {
-        AgreementRow::new(name, "merged", &losses(merged, index), &losses(truth, index))
-    };
-    evals.iter().enumerate().map(row).collect()
 }

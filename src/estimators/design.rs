@@ -46,11 +46,11 @@ impl Design {
     /// # Errors
     /// Those of scoring or of training.
     pub fn new(question: &Question<'_>, n: usize, labels: Labels) -> Result<Self> {
-        let mixtures = draw(question, n)?;
+        let mixtures = draw(question, n, true)?;
         let partitions = question.partitions()?;
         let mut source: Box<dyn Estimator + '_> = match labels {
             Labels::Merged => Box::new(Merged::new(question, 0.0)?),
-            Labels::Trained => Box::new(GroundTruth::new(question, question.tokens, 0)?),
+            Labels::Trained => Box::new(GroundTruth::new(question, 0)?),
         };
         let losses = source.estimate(&mixtures)?;
         let weights = mixtures.iter().map(|mixture| weights(mixture, &partitions)).collect();
@@ -63,11 +63,12 @@ impl Design {
     }
 }
 
-/// `n` mixtures that no truth is judged on; the same question gives the same ones.
-pub(super) fn draw(question: &Question<'_>, n: usize) -> Result<Vec<Mixture>> {
+/// `n` mixtures that no truth is judged on, the first of one partition each when `alone_first`; the same question gives the
+/// same ones.
+pub(super) fn draw(question: &Question<'_>, n: usize, alone_first: bool) -> Result<Vec<Mixture>> {
     let partitions = question.pool.unit_counts()?;
     let names = question.partitions()?;
-    let alone = names.iter().map(|name| [(name.clone(), 1.0)].into());
+    let alone = names.iter().filter(|_| alone_first).map(|name| [(name.clone(), 1.0)].into());
     let draws = |seed, concentration| search::dirichlet(&names, 2 * n + 16, seed, concentration);
     let (flat, few) = (draws(1, 1.0)?, draws(2, 0.25)?);
     let in_turns = flat.into_iter().zip(few).flat_map(|(flat, few)| [flat, few]);

@@ -2,28 +2,16 @@
 
 use super::merged::losses;
 use super::{Cost, Estimator, OptionRow, Options, Question};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::mixture::Mixture;
-use crate::pool::{Pool, Scorer, parse_count};
+use crate::pool::{Pool, Scorer};
 use crate::progress::Observer;
 
-pub(super) const OPTIONS: &[OptionRow] = &[
-    OptionRow {
-        name: "tokens",
-        default: "",
-        help: "training tokens of every model; none for as many as its experts had together",
-    },
-    OptionRow { name: "repeat", default: "0", help: "which repetition: each draws its batches in another order" },
-];
+pub(super) const OPTIONS: &[OptionRow] =
+    &[OptionRow { name: "repeat", default: "0", help: "which repetition: each draws its batches in another order" }];
 
 pub(super) fn fit<'a>(question: &Question<'a>, options: &Options) -> Result<Box<dyn Estimator + 'a>> {
-    let tokens = match options.text("tokens") {
-        "" => question.tokens,
-        text => Some(parse_count(text).filter(|n| *n > 0).ok_or_else(|| {
-            Error::Usage(format!("option 'tokens={text}': expected a number such as 500000, 500k or 2M"))
-        })?),
-    };
-    Ok(Box::new(GroundTruth::new(question, tokens, options.number("repeat")?)?))
+    Ok(Box::new(GroundTruth::new(question, options.number("repeat")?)?))
 }
 
 /// Models trained on mixtures.
@@ -37,9 +25,9 @@ pub(super) struct GroundTruth<'a> {
 }
 
 impl<'a> GroundTruth<'a> {
-    pub(super) fn new(question: &Question<'a>, tokens: Option<u64>, repeat: u64) -> Result<Self> {
-        let (pool, observer) = (question.pool, question.observer);
-        Ok(Self { pool, scorer: pool.scorer(question.evals)?, tokens, repeat, observer, cost: Cost::default() })
+    pub(super) fn new(question: &Question<'a>, repeat: u64) -> Result<Self> {
+        let Question { pool, evals, tokens, observer, .. } = *question;
+        Ok(Self { pool, scorer: pool.scorer(evals)?, tokens, repeat, observer, cost: Cost::default() })
     }
 }
 

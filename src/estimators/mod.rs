@@ -4,6 +4,8 @@
 //! [`Estimator::cost`], work that was cached included, so that methods can be compared fairly. Adding a method takes one
 //! file, one row of [`METHODS`], one golden and one section of `docs/ESTIMATORS.md`.
 
+mod answer;
+mod calibrated;
 mod cost;
 mod derivatives;
 mod design;
@@ -12,6 +14,7 @@ mod ground_truth;
 mod merged;
 mod spec;
 
+pub use answer::{Answer, ask, stored};
 pub use cost::Cost;
 pub use derivatives::{Order, STEP, Surrogate};
 pub use design::{Design, Labels};

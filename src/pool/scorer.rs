@@ -82,6 +82,21 @@ impl Scorer<'_> {
         self.evals.iter().map(|eval| eval.name.clone()).collect()
     }
 
+    /// Hashes of all that a score depends on besides the model, one per eval set.
+    pub fn eval_keys(&self) -> Vec<String> {
+        self.evals.iter().map(|eval| eval.key.clone()).collect()
+    }
+
+    /// Tokens, bytes and documents of every eval set, as a score of 0 nats.
+    pub fn eval_sizes(&self) -> Result<Vec<Score>> {
+        let size = |eval: &EvalHandle| {
+            let tokens = self.pool.tokens(&eval.tokens)?;
+            let (manifest, n_docs) = (tokens.manifest(), tokens.documents().len() as u64);
+            Ok(Score { nll_sum: 0.0, n_tokens: manifest.n_tokens, n_bytes: manifest.n_bytes, n_docs })
+        };
+        self.evals.iter().map(size).collect()
+    }
+
     /// What is stored for each eval set, by how the model came about; computes nothing.
     pub fn stored(&self, estimator: &str) -> Vec<(String, Vec<Scored>)> {
         let of = |eval: &EvalHandle| {

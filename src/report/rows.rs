@@ -1,7 +1,9 @@
 //! Rows: the columns of every table and export, in one place.
 
+use crate::estimators::{Answer, Gives};
+use crate::eval::Score;
 use crate::pool::Scored;
-use crate::rank::{Agreement, Ranking};
+use crate::rank::{Entry, Judgement, Ranking};
 use serde::Serialize;
 
 /// One mixture on one eval set, as `score` prints it.
@@ -60,57 +62,67 @@ impl ScoreRow {
 /// One candidate of a ranking.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RankingRow {
-    /// 1 for the best; equal losses share a rank.
+    /// 1 for the best; equal predictions share a rank.
     pub rank: usize,
     /// The mixture.
     pub mixture: String,
-    /// What predicted the score.
-    pub estimator: &'static str,
+    /// What predicted it.
+    pub estimator: String,
     /// The eval set.
     pub eval_set: String,
-    /// Nats per token.
-    pub loss: f64,
+    /// Nats per token; none where the estimator predicts only an order.
+    pub loss: Option<f64>,
     /// e to the loss.
-    pub perplexity: f64,
+    pub perplexity: Option<f64>,
     /// Bits per byte of text.
-    pub bits_per_byte: f64,
-    /// Predicted tokens.
+    pub bits_per_byte: Option<f64>,
+    /// What an estimator that predicts only an order gave; the smallest is best.
+    pub order: Option<f64>,
+    /// Predicted tokens of the eval set.
     pub n_tokens: u64,
-    /// Bytes of text.
+    /// Its bytes of text.
     pub n_bytes: u64,
-    /// Documents.
+    /// Its documents.
     pub n_docs: u64,
-    /// Σ negative log-likelihood, nats.
-    pub nll_sum: f64,
 }
 
 impl RankingRow {
-    /// The rows of a ranking, best first; at most `top` of them.
-    pub fn of(ranking: &Ranking, estimator: &'static str, top: usize) -> Vec<Self> {
-        let row = |entry: &crate::rank::Entry| Self {
-            rank: entry.rank,
-            mixture: entry.mixture.clone(),
-            estimator,
-            eval_set: ranking.eval_set.clone(),
-            loss: entry.score.loss(),
-            perplexity: entry.score.perplexity(),
-            bits_per_byte: entry.score.bits_per_byte(),
-            n_tokens: entry.score.n_tokens,
-            n_bytes: entry.score.n_bytes,
-            n_docs: entry.score.n_docs,
-            nll_sum: entry.score.nll_sum,
+    /// The rows of an answer, best first; `size` holds the counts of its eval set.
+    pub fn of(answer: &Answer, size: &Score) -> Vec<Self> {
+        let predictions = answer.predictions.iter().map(|(mixture, value)| (mixture.clone(), *value));
+        let is_loss = answer.gives == Gives::Loss;
+        let tokens_per_bit = size.n_tokens as f64 / (size.n_bytes as f64 * std::f64::consts::LN_2);
+        let row = |entry: Entry| {
+            let loss = is_loss.then_some(entry.prediction);
+            Self {
+                rank: entry.rank,
+                mixture: entry.mixture,
+                estimator: answer.estimator.clone(),
+                eval_set: answer.eval_set.clone(),
+                loss,
+                perplexity: loss.map(f64::exp),
+                bits_per_byte: loss.map(|loss| loss * tokens_per_bit),
+                order: (!is_loss).then_some(entry.prediction),
+                n_tokens: size.n_tokens,
+                n_bytes: size.n_bytes,
+                n_docs: size.n_docs,
+            }
         };
-        ranking.entries.iter().take(top).map(row).collect()
+        Ranking::new(&answer.eval_set, predictions).entries.into_iter().map(row).collect()
     }
 }
 
-/// How well an estimator's order matches the ground truth on one eval set.
+/// How well an estimator matches the ground truth on one eval set, or on the mean over all, and what it cost.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AgreementRow {
-    /// The eval set.
-    pub eval_set: String,
     /// The estimator that is judged.
-    pub estimator: &'static str,
+    pub estimator: String,
+    /// The eval set; `(mean)` for the mean over all of them.
+    pub eval_set: String,
+    /// Training tokens of every ground-truth model; none where they grow with the mixture.
+    pub truth_tokens: Option<u64>,
+    /// Partitions in the mixtures compared; none for mixtures of every size.
+    pub size: Option<usize>,
     /// Mixtures compared.
     pub n: usize,
     /// Pearson correlation of the losses.
@@ -121,33 +133,85 @@ pub struct AgreementRow {
     pub kendall: Option<f64>,
     /// Share of pairs put in the right order.
     pub decision_accuracy: Option<f64>,
+    /// Share of the predicted best quarter that is truly among the best quarter.
+    pub top_overlap: Option<f64>,
     /// True loss of the estimator's pick minus the best true loss, nats per token.
     pub regret: Option<f64>,
     /// Mean of estimated minus true loss, nats per token.
-    pub mean_offset: f64,
+    pub mean_offset: Option<f64>,
     /// Largest minus smallest true loss, nats per token: what there is to tell apart.
     pub true_spread: f64,
+    /// Tokens trained on, cached or not, the seed model not counted.
+    pub train_tokens: u64,
+    /// Floating-point operations of training and scoring.
+    pub flops: f64,
+    /// Seconds of training and scoring, as measured when it was done.
+    pub seconds: f64,
+    /// Whether this is the mean over several eval sets.
+    #[serde(skip)]
+    pub is_overall: bool,
 }
 
-impl AgreementRow {
-    /// Compares estimated with true losses of the same mixtures.
-    pub fn new(eval_set: &str, estimator: &'static str, estimated: &[f64], truth: &[f64]) -> Self {
-        let Agreement { n, pearson, spearman, kendall, decision_accuracy, regret, .. } =
-            Agreement::between(estimated, truth);
-        let offset: f64 = estimated.iter().zip(truth).map(|(estimated, truth)| estimated - truth).sum();
-        let highest = truth.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let lowest = truth.iter().copied().fold(f64::INFINITY, f64::min);
+impl From<Judgement> for AgreementRow {
+    fn from(judgement: Judgement) -> Self {
+        let Judgement { estimator, eval_set, tokens, size, agreement, mean_offset, true_spread, cost } = judgement;
+        let is_overall = eval_set.is_none();
         Self {
-            eval_set: eval_set.to_owned(),
             estimator,
-            n,
-            pearson,
-            spearman,
-            kendall,
-            decision_accuracy,
-            regret,
-            mean_offset: offset / n as f64,
-            true_spread: highest - lowest,
+            eval_set: eval_set.unwrap_or_else(|| "(mean)".into()),
+            truth_tokens: tokens,
+            size,
+            n: agreement.n,
+            pearson: agreement.pearson,
+            spearman: agreement.spearman,
+            kendall: agreement.kendall,
+            decision_accuracy: agreement.decision_accuracy,
+            top_overlap: agreement.top_overlap,
+            regret: agreement.regret,
+            mean_offset,
+            true_spread,
+            train_tokens: cost.train_tokens,
+            flops: cost.flops,
+            seconds: cost.seconds,
+            is_overall,
+        }
+    }
+}
+
+/// The columns of an [`AgreementRow`] that fit on a screen.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AgreementLine {
+    estimator: String,
+    eval_set: String,
+    truth_tokens: Option<u64>,
+    size: Option<usize>,
+    n: usize,
+    spearman: Option<f64>,
+    pearson: Option<f64>,
+    kendall: Option<f64>,
+    decision_accuracy: Option<f64>,
+    regret: Option<f64>,
+    mean_offset: Option<f64>,
+    train_tokens: u64,
+    seconds: f64,
+}
+
+impl From<&AgreementRow> for AgreementLine {
+    fn from(row: &AgreementRow) -> Self {
+        Self {
+            estimator: row.estimator.clone(),
+            eval_set: row.eval_set.clone(),
+            truth_tokens: row.truth_tokens,
+            size: row.size,
+            n: row.n,
+            spearman: row.spearman,
+            pearson: row.pearson,
+            kendall: row.kendall,
+            decision_accuracy: row.decision_accuracy,
+            regret: row.regret,
+            mean_offset: row.mean_offset,
+            train_tokens: row.train_tokens,
+            seconds: row.seconds,
         }
     }
 }

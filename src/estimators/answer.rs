@@ -1,0 +1,141 @@
+//! Answer: what one estimator says of some mixtures, asked now or read from the pool.
+//!
+//! Every answer is stored under `estimates/`, one file per estimator, eval set and protocol of training, so that estimators
+//! can be compared later without computing anything.
+
+use super::calibrated::Calibrated;
+use super::{Cost, Gives, Question, Spec};
+use crate::error::Result;
+use crate::files;
+use crate::mixture::Mixture;
+use crate::pool::Pool;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The predictions of one estimator on one eval set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The estimator with its options, e.g. `merged:exponent=0.5`.
+    pub estimator: String,
+    /// Whether the predictions are losses or only an order.
+    pub gives: Gives,
+    /// Name of the eval set.
+    pub eval_set: String,
+    /// Training tokens of the ground truth it is about; none where they grow with the mixture.
+    pub tokens: Option<u64>,
+    /// What the estimator had cost when it last answered, on all eval sets it was asked about together.
+    pub cost: Cost,
+    /// Prediction by mixture: nats per token, or a number that only orders. Smaller is better.
+    pub predictions: BTreeMap<String, f64>,
+}
+
+impl Answer {
+    /// Whether these are losses of models trained on the mixtures, in the order of the first repetition.
+    pub fn is_truth(&self) -> bool {
+        self.estimator == TRUTH
+    }
+
+    /// The predictions of some mixtures, in their order; none where one is missing.
+    pub fn of(&self, mixtures: &[String]) -> Option<Vec<f64>> {
+        mixtures.iter().map(|mixture| self.predictions.get(mixture).copied()).collect()
+    }
+}
+
+/// What the ground truth is called.
+const TRUTH: &str = "ground-truth";
+
+/// Fits an estimator, asks it about some mixtures and stores what it says: one answer per eval set of the question.
+///
+/// With `calibrate` above 0, losses are shifted, per eval set, by their mean distance from the losses of that many models
+/// trained on other mixtures.
+///
+/// # Errors
+/// Those of the estimator.
+pub fn ask(spec: &Spec, question: &Question<'_>, mixtures: &[Mixture], calibrate: usize) -> Result<Vec<Answer>> {
+    let mut estimator = (spec.method.fit)(question, &spec.options)?;
+    let mut name = spec.to_string();
+    if calibrate > 0 && spec.method.gives == Gives::Loss && spec.method.name != TRUTH {
+        estimator = Box::new(Calibrated::new(estimator, question, calibrate)?);
+        name = format!("{name}+offset({calibrate})");
+    }
+    let predicted = estimator.estimate(mixtures)?;
+    let store = Store::new(question.pool)?;
+    let answer = |(index, eval_set): (usize, &String)| {
+        let predictions = mixtures.iter().zip(&predicted).map(|(mixture, all)| (mixture.to_string(), all[index]));
+        let answer = Answer {
+            estimator: name.clone(),
+            gives: spec.method.gives,
+            eval_set: eval_set.clone(),
+            tokens: question.tokens,
+            cost: estimator.cost(),
+            predictions: predictions.collect(),
+        };
+        store.add(&answer)?;
+        Ok(answer)
+    };
+    question.evals.iter().enumerate().map(answer).collect()
+}
+
+/// Every stored answer about the pool's present experts and eval sets, sorted by estimator, tokens and eval set.
+///
+/// # Errors
+/// [`crate::Error::Damaged`] when a file is not what was written.
+pub fn stored(pool: &Pool) -> Result<Vec<Answer>> {
+    Store::new(pool)?.all()
+}
+
+/// The folder of answers, and what in the pool they depend on.
+struct Store {
+    folder: PathBuf,
+    experts: String,
+    evals: BTreeMap<String, String>,
+}
+
+impl Store {
+    fn new(pool: &Pool) -> Result<Self> {
+        let mut experts = String::new();
+        for partition in pool.partitions()?.values() {
+            for unit in 0..partition.units.len() {
+                experts.push_str(&pool.expert_recipe(partition, unit)?.id()?);
+            }
+        }
+        let names = pool.eval_names()?;
+        let keys = if names.is_empty() { Vec::new() } else { pool.scorer(&names)?.eval_keys() };
+        Ok(Self { folder: pool.root().join("estimates"), experts, evals: names.into_iter().zip(keys).collect() })
+    }
+
+    fn path(&self, answer: &Answer) -> PathBuf {
+        let Answer { estimator, eval_set, tokens, .. } = answer;
+        let eval = self.evals.get(eval_set).map_or("", String::as_str);
+        let key = format!("estimates 1\n{estimator}\n{eval_set}\n{eval}\n{tokens:?}\n{}", self.experts);
+        self.folder.join(format!("{}.json", files::hash(key.as_bytes())))
+    }
+
+    /// Stores an answer beside what the same estimator said before of other mixtures.
+    fn add(&self, answer: &Answer) -> Result<()> {
+        files::create_folder(&self.folder)?;
+        let path = self.path(answer);
+        let mut all = if path.exists() { files::read_json::<Answer>(&path)?.predictions } else { BTreeMap::new() };
+        all.extend(answer.predictions.clone());
+        files::publish(&path, &files::to_json(&Answer { predictions: all, ..answer.clone() })?)
+    }
+
+    fn all(&self) -> Result<Vec<Answer>> {
+        if !self.folder.exists() {
+            return Ok(Vec::new());
+        }
+        let paths = files::list(&self.folder)?.into_iter();
+        let paths = paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+        let mut answers = Vec::new();
+        for path in paths {
+            let answer: Answer = files::read_json(&path)?;
+            if self.path(&answer) == path {
+                answers.push(answer); // others speak of experts or eval sets that are no longer there
+            }
+        }
+        let order = |answer: &Answer| (answer.estimator.clone(), answer.tokens, answer.eval_set.clone());
+        answers.sort_by_key(order);
+        Ok(answers)
+    }
+}
