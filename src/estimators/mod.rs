@@ -9,16 +9,20 @@ mod calibrated;
 mod cost;
 mod derivatives;
 mod design;
+mod ensemble;
 mod experts;
 mod ground_truth;
 mod merged;
+mod mixmin;
 mod spec;
 
 pub use answer::{Answer, ask, stored};
 pub use cost::Cost;
 pub use derivatives::{Order, STEP, Surrogate};
 pub use design::{Design, Labels};
+pub use ensemble::ensemble_loss;
 pub use merged::score_all;
+pub use mixmin::{Descent, Optimum, mixmin};
 pub use spec::{OptionRow, Options, Spec};
 
 use crate::error::Result;
@@ -134,6 +138,14 @@ pub const METHODS: &[Method] = &[
         gives: Gives::Loss,
         options: &[],
         fit: derivatives::fit_second,
+    },
+    Method {
+        name: "ensemble",
+        summary: "loss of the mixture of the experts' predictions",
+        source: "MDE, arXiv 2502.15950",
+        gives: Gives::Loss,
+        options: &[],
+        fit: ensemble::fit,
     },
     Method {
         name: "ground-truth",

@@ -119,18 +119,22 @@ impl Evaluator {
         rewrite(&self.flat, write)
     }
 
-    /// The negative log-likelihood of every document, in nats.
-    ///
-    /// Passes run side by side on the current rayon pool; sums are f64, token by token in document order.
+    /// The negative log-likelihood of every document, in nats: sums in f64, token by token in document order.
     pub fn nll(&self, set: &EvalSet) -> Result<Vec<f64>> {
+        let mut documents = vec![0.0; set.n_docs];
+        let windows = set.packs.iter().flatten();
+        let owners = windows.flat_map(|window| std::iter::repeat_n(window.document, window.targets.len()));
+        owners.zip(self.token_nll(set)?).for_each(|(document, nll)| documents[document] += nll);
+        Ok(documents)
+    }
+
+    /// The negative log-likelihood of every predicted token, in nats and in document order: `[n_tokens]`.
+    ///
+    /// Passes run side by side on the current rayon pool.
+    pub fn token_nll(&self, set: &EvalSet) -> Result<Vec<f64>> {
         debug_assert!(set.longest > 0);
         let passes: Vec<Vec<f64>> = set.packs.par_iter().map(|pack| self.pass(pack)).collect::<Result<_>>()?;
-        let mut documents = vec![0.0; set.n_docs];
-        for (pack, nll) in set.packs.iter().zip(passes) {
-            let owners = pack.iter().flat_map(|window| std::iter::repeat_n(window.document, window.targets.len()));
-            owners.zip(nll).for_each(|(document, nll)| documents[document] += nll);
-        }
-        Ok(documents)
+        Ok(passes.concat())
     }
 
     fn pass(&self, pack: &[Window]) -> Result<Vec<f64>> {

@@ -8,6 +8,7 @@
 //! | `partitions/<name>.json`, `evals/<name>.json` | names bound to tokens; replaced atomically |
 //! | `scores/<hash>.log` | append-only score records of one eval set |
 //! | `fitted/<hash>.*` | what methods worked out about the models, by the hash of its inputs |
+//! | `fitted/tokens-<hash>.f32` | −ln p of every token of an eval set under one model |
 //! | `work/<recipe hash>.*` | claims and the state of unfinished training |
 //!
 //! A name binds only to a complete object, and a score names its inputs by hash.
@@ -20,6 +21,7 @@ mod recipe;
 mod scorer;
 mod scores;
 mod settings;
+mod token_nll;
 mod training;
 
 pub use binding::{EvalBinding, Outcome, Partition};
@@ -28,6 +30,7 @@ pub use recipe::{DataShare, Manifest, Recipe, Start};
 pub use scorer::{Scored, Scorer};
 pub use scores::{ScoreLog, ScoreRecord};
 pub use settings::{Count, RecipeFile, Settings, parse_count};
+pub use token_nll::TokenNll;
 
 use crate::error::{Error, Result};
 use crate::files;

@@ -1,12 +1,13 @@
 //! Scorer: merges scored on eval sets, each score computed once and stored at once.
 
 use super::members::{Checkpoints, Member, score_key};
-use super::{Pool, ScoreLog, ScoreRecord, Settings};
+use super::{Pool, ScoreLog, ScoreRecord, Settings, TokenNll};
 use crate::error::{Error, Result};
 use crate::eval::{EvalSet, Evaluator, PROTOCOL, Score};
 use crate::files;
 use crate::merge::average;
 use crate::progress::Observer;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// One eval set of a scorer: its log, and its windows once they are needed.
@@ -25,6 +26,11 @@ impl EvalHandle {
             Some(set) => set,
             none => none.insert(EvalSet::new(&self.name, &pool.tokens(&self.tokens)?, prefix_token, window)?),
         })
+    }
+
+    /// Where −ln p of every token under a model is kept.
+    fn tokens_path(&self, pool: &Pool, model: &Member) -> PathBuf {
+        TokenNll::path(&pool.root, &self.key, &model.weights)
     }
 }
 
@@ -190,6 +196,41 @@ impl Scorer<'_> {
         let models = self.open.of(members)?;
         let slopes = models.iter().map(|(_, model)| gradient.along(layout, model)).collect::<Result<_>>()?;
         Ok((gradient.loss, slopes))
+    }
+
+    /// −ln p of every predicted token of every eval set under one model, read where it was stored before.
+    ///
+    /// `label` names the model to people.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`].
+    pub fn token_nll(&mut self, model: &Member, label: &str, observer: &dyn Observer) -> Result<Vec<TokenNll>> {
+        let single = [Member { weight: 1.0, ..model.clone() }];
+        let layout = &self.pool.layout;
+        let mut write = Some(|open: &mut Checkpoints, out: &mut [f32]| average(out, layout, &open.of(&single)?));
+        let mut tokens = Vec::with_capacity(self.evals.len());
+        for index in 0..self.evals.len() {
+            let path = self.evals[index].tokens_path(self.pool, model);
+            if let Some(stored) = TokenNll::read(&path)? {
+                tokens.push(stored);
+                continue;
+            }
+            observer.check()?;
+            if let Some(write) = write.take() {
+                self.set(write)?;
+            }
+            let place = format!("eval set '{}' under {label}", self.evals[index].name);
+            let set = self.evals[index].set(self.pool)?;
+            let start = Instant::now();
+            let values = ready(self.evaluator.as_ref())?.token_nll(set)?;
+            tokens.push(TokenNll::store(&path, &values, start.elapsed().as_secs_f64(), &place)?);
+        }
+        Ok(tokens)
+    }
+
+    /// Whether [`Scorer::token_nll`] of a model is stored for every eval set; a damaged file counts.
+    pub fn has_token_nll(&self, model: &Member) -> bool {
+        self.evals.iter().all(|eval| eval.tokens_path(self.pool, model).exists())
     }
 
     /// Predicted tokens of an eval set.
