@@ -8,12 +8,17 @@ mod cost;
 mod design;
 mod experts;
 mod ground_truth;
+mod lbfgs;
 mod merged;
+mod mixing_law;
+mod regression;
 mod spec;
 
 pub use cost::Cost;
 pub use design::{Design, Labels};
 pub use merged::score_all;
+pub use mixing_law::{Law, LawFit, MixingLaw};
+pub use regression::{Linear, Trees, TreesFit};
 pub use spec::{OptionRow, Options, Spec};
 
 use crate::error::Result;
@@ -113,6 +118,22 @@ pub const METHODS: &[Method] = &[
         gives: Gives::Loss,
         options: &[],
         fit: experts::fit_best,
+    },
+    Method {
+        name: "mixing-law",
+        summary: "a constant plus an exponential of the weights, fitted to a design",
+        source: "Ye et al. 2024, arXiv 2403.16952",
+        gives: Gives::Loss,
+        options: mixing_law::OPTIONS,
+        fit: mixing_law::fit,
+    },
+    Method {
+        name: "regression",
+        summary: "a linear function of the weights or boosted trees, fitted to a design",
+        source: "Liu et al. 2024, arXiv 2407.01492",
+        gives: Gives::Loss,
+        options: regression::OPTIONS,
+        fit: regression::fit,
     },
     Method {
         name: "ground-truth",
