@@ -2,7 +2,7 @@
 
 mod world;
 
-use mixpool::estimators::{Design, Estimator, Labels, LawFit, MixingLaw, Question, Spec};
+use mixpool::estimators::{Design, Estimator, Labels, LawFit, MixingLaw, Question, Spec, weights};
 use mixpool::mixture::Mixture;
 use mixpool::pool::Pool;
 use mixpool::progress::Silent;
@@ -41,13 +41,15 @@ fn fits_to_merges_predict_merges() {
         let predicted = estimate(&question, spec);
         assert_eq!(predicted, estimate(&question, spec), "{spec} does not repeat");
         for (predicted, merged) in predicted.iter().flatten().zip(merged.iter().flatten()) {
-            // Losses of merges differ by some tenths of a nat in this pool.
-            assert!((predicted - merged).abs() < 0.2, "{spec}: {predicted} for {merged}");
+            // Measured: at most 0.05 nats (trees), while the losses range over 0.3.
+            assert!((predicted - merged).abs() < 0.08, "{spec}: {predicted} for {merged}");
         }
     }
 
     let design = Design::new(&question, 12, Labels::Merged).unwrap();
     assert_eq!((design.weights.len(), design.losses_on(1).len()), (12, 12));
+    let partitions = question.partitions().unwrap();
+    assert!(judged.iter().all(|mixture| !design.weights.contains(&weights(mixture, &partitions))));
     let mut law = MixingLaw::new(&question, design, LawFit { starts: 8, ..LawFit::default() }).unwrap();
     let (predicted, intervals) = (law.estimate(&judged).unwrap(), law.intervals(&judged, 40, 0.9).unwrap());
     assert_eq!(law.laws().len(), 2);

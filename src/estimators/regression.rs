@@ -41,7 +41,7 @@ pub(super) fn fit<'a>(question: &Question<'a>, options: &Options) -> Result<Box<
         let losses = design.losses_on(eval);
         match how {
             None => Linear::fit(&design.weights, &losses).map(Model::Linear),
-            Some(how) => Trees::fit(&design.weights, &losses, how).map(Model::Trees),
+            Some(how) => Trees::fit(&design.weights, &losses, how).map(|trees| Model::Trees(Box::new(trees))),
         }
     };
     let models = evals.into_par_iter().map(fit).collect::<Result<_>>()?;
@@ -58,7 +58,7 @@ struct Regression {
 
 enum Model {
     Linear(Linear),
-    Trees(Trees),
+    Trees(Box<Trees>),
 }
 
 impl Estimator for Regression {

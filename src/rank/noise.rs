@@ -2,18 +2,18 @@
 //!
 //! Train a mixture twice, with its batches in another order, and the losses differ. A predictor that knew the expected
 //! loss μ of every mixture would still not correlate perfectly with single runs y = μ + ε: its Pearson correlation is
-//! σ_μ / σ_y = √(1 − σ_ε² / σ_y²), the square root of the reliability of y (Spearman 1904).
+//! `σ_μ / σ_y = √(1 − σ_ε² / σ_y²)`, the square root of the reliability of y (Spearman 1904).
 
 use serde::Serialize;
 
 /// Noise of ground-truth runs on one eval set, in nats per token.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Noise {
-    /// σ_ε, the standard deviation of runs of one mixture.
+    /// `σ_ε`, the standard deviation of runs of one mixture.
     pub sigma: f64,
-    /// σ_y, the standard deviation of single runs over the mixtures judged.
+    /// `σ_y`, the standard deviation of single runs over the mixtures judged.
     pub spread: f64,
-    /// √(1 − σ_ε² / σ_y²), 0 where the noise exceeds the spread: the Pearson correlation of a perfect predictor.
+    /// `√(1 − σ_ε² / σ_y²)`, 0 where the noise exceeds the spread: the Pearson correlation of a perfect predictor.
     pub ceiling: f64,
 }
 
