@@ -8,7 +8,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | ground | [`error`], [`files`], [`rng`], [`progress`], [`mixture`] |
+//! | ground | [`error`], [`files`], [`rng`], [`resample`], [`progress`], [`mixture`] |
 //! | numerics | [`kernels`] |
 //! | text and model | [`text`], [`model`] |
 //! | work | [`train`], [`merge`], [`eval`] |
@@ -32,6 +32,7 @@ pub mod pool;
 pub mod progress;
 pub mod rank;
 pub mod report;
+pub mod resample;
 pub mod rng;
 pub mod search;
 pub mod text;

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules by layer, from the bottom up; a module may import from lower layers and from itself.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["error"],
     &["files", "rng", "progress", "mixture"],
+    &["resample"],
     &["kernels"],
     &["text", "model"],
     &["train", "merge", "eval"],

@@ -2,11 +2,18 @@
 
 use super::ground_truth::GroundTruth;
 use super::merged::Merged;
-use super::{Cost, Estimator, Question, weights};
+use super::{Cost, Estimator, OptionRow, Options, Question, weights};
 use crate::error::{Error, Result};
 use crate::mixture::Mixture;
 use crate::search;
 use std::collections::BTreeSet;
+
+/// The option of every fitted method that says where its losses come from.
+pub(super) const LABELS: OptionRow =
+    OptionRow { name: "labels", default: "merged", help: "losses of the design from models merged or trained" };
+/// The option of every fitted method that says how many mixtures it is fitted on.
+pub(super) const SIZE: OptionRow =
+    OptionRow { name: "design", default: "0", help: "mixtures it is fitted on; 0 for three per partition and three" };
 
 /// Where the losses of a design come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,9 +64,38 @@ impl Design {
         Ok(Self { weights, losses, cost: source.cost() })
     }
 
+    /// The design that the options [`LABELS`] and [`SIZE`] ask for.
+    pub(super) fn asked(question: &Question<'_>, options: &Options) -> Result<Self> {
+        let labels = options.text("labels").parse()?;
+        let n = match options.number("design")? {
+            0 => 3 * (question.partitions()?.len() + 1),
+            n => n,
+        };
+        Self::new(question, n, labels)
+    }
+
     /// The losses of all mixtures on one eval set.
     pub fn losses_on(&self, eval: usize) -> Vec<f64> {
         self.losses.iter().map(|losses| losses[eval]).collect()
+    }
+}
+
+/// Refuses what nothing can be fitted to.
+pub(super) fn check(weights: &[Vec<f64>], losses: &[f64]) -> Result<()> {
+    let refuse = |problem: String| Err(Error::input("the design of a fit", problem));
+    let partitions = weights.first().map_or(0, Vec::len);
+    if partitions == 0 {
+        return refuse("expected at least one mixture of at least one partition, got none".into());
+    }
+    if weights.len() != losses.len() {
+        return refuse(format!("expected one loss a mixture, got {} for {}", losses.len(), weights.len()));
+    }
+    if let Some(row) = weights.iter().find(|row| row.len() != partitions) {
+        return refuse(format!("expected {partitions} weights a mixture, got {}", row.len()));
+    }
+    match weights.iter().flatten().chain(losses).find(|value| !value.is_finite()) {
+        Some(value) => refuse(format!("expected finite weights and losses, got {value}")),
+        None => Ok(()),
     }
 }
 

@@ -12,8 +12,11 @@ mod design;
 mod ensemble;
 mod experts;
 mod ground_truth;
+mod lbfgs;
 mod merged;
+mod mixing_law;
 mod mixmin;
+mod regression;
 mod spec;
 
 pub use answer::{Answer, ask, stored};
@@ -22,7 +25,9 @@ pub use derivatives::{Order, STEP, Surrogate};
 pub use design::{Design, Labels};
 pub use ensemble::ensemble_loss;
 pub use merged::score_all;
+pub use mixing_law::{Law, LawFit, MixingLaw};
 pub use mixmin::{Descent, Optimum, mixmin};
+pub use regression::{Linear, Trees, TreesFit};
 pub use spec::{OptionRow, Options, Spec};
 
 use crate::error::Result;
@@ -146,6 +151,22 @@ pub const METHODS: &[Method] = &[
         gives: Gives::Loss,
         options: &[],
         fit: ensemble::fit,
+    },
+    Method {
+        name: "mixing-law",
+        summary: "a constant plus an exponential of the weights, fitted to a design",
+        source: "Ye et al. 2024, arXiv 2403.16952",
+        gives: Gives::Loss,
+        options: mixing_law::OPTIONS,
+        fit: mixing_law::fit,
+    },
+    Method {
+        name: "regression",
+        summary: "a linear function of the weights or boosted trees, fitted to a design",
+        source: "Liu et al. 2024, arXiv 2407.01492",
+        gives: Gives::Loss,
+        options: regression::OPTIONS,
+        fit: regression::fit,
     },
     Method {
         name: "ground-truth",
