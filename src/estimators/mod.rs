@@ -10,6 +10,7 @@ mod design;
 mod experts;
 mod ground_truth;
 mod merged;
+mod regmean;
 mod spec;
 
 pub use cost::Cost;
@@ -131,6 +132,14 @@ pub const METHODS: &[Method] = &[
         gives: Gives::Loss,
         options: &[],
         fit: derivatives::fit_second,
+    },
+    Method {
+        name: "regmean",
+        summary: "loss of the mixture's experts merged by regression on their layers' inputs",
+        source: "Jin et al. 2023, arXiv 2212.09849",
+        gives: Gives::Loss,
+        options: regmean::OPTIONS,
+        fit: regmean::fit,
     },
     Method {
         name: "ground-truth",
