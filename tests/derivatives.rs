@@ -101,7 +101,8 @@ fn the_surrogate_is_the_expansion_that_torch_gives() {
     let expected: Vec<f64> = (0..n * n).map(|at| bend(at / n, at % n)).collect();
     let (got, scale) = (surrogate.curvature.concat(), largest(&expected));
     let errors = got.iter().zip(&expected).map(|(got, expected)| (got - expected).abs() / scale);
-    assert_within(1e-2, errors, "curvature, by a step of 0.01");
+    // A forward difference, whose error is half the step times the third derivative.
+    assert_within(2e-3, errors, "curvature");
     for probe in case.golden["probes"].as_array().unwrap() {
         let (weights, loss) = (numbers(&probe["weights"]), number(&probe["loss"]));
         println!(
@@ -130,7 +131,7 @@ fn a_quadratic_is_expanded_exactly() {
     let slopes = |w: &[f64]| vec![1.0 + 2.0 * w[0] + 4.0 * w[1], -2.0 + 4.0 * w[0] - w[2], -w[1]];
     let surrogate = Surrogate::fit(&[0.5, 0.25, 0.25], Order::Second, |w| Ok((loss(w), slopes(w)))).unwrap();
     for w in [[0.0, 0.0, 1.0], [0.2, 0.5, 0.3], [1.0, 0.0, 0.0]] {
-        // Differences over a step of 0.01 lose two digits of sixteen.
+        // Differences over a step of 0.001 lose three digits of sixteen.
         assert_within(1e-12, [(surrogate.at(&w) - loss(&w)).abs()], "quadratic");
     }
 }
@@ -174,11 +175,12 @@ fn slopes_and_curvature_are_those_of_real_merges() {
                 let towards = weights.iter().enumerate().map(|(i, w)| w * (1.0 - h) + if i == u { h } else { 0.0 });
                 merges.losses(&towards.collect::<Vec<_>>())[eval]
             };
-            let h = 0.1;
+            // Their error is h² times a derivative two orders higher; rounding of the losses adds 1e-8 / h² to the bend.
+            let h = 0.03;
             let slope = (at(h) - at(-h)) / (2.0 * h);
             let bend = (at(h) - 2.0 * at(0.0) + at(-h)) / (h * h);
             assert_within(1e-3, [(slope - surrogate.slopes[u]).abs() / scale], "slope against merges");
-            assert_within(5e-2, [(bend - surrogate.curvature[u][u]).abs() / bend_scale], "curvature against merges");
+            assert_within(1e-2, [(bend - surrogate.curvature[u][u]).abs() / bend_scale], "curvature against merges");
         }
     }
 }
@@ -206,9 +208,28 @@ fn a_second_fit_reads_what_the_first_stored() {
         let second = answer(spec);
         assert_eq!(first, second, "{spec}");
         assert_eq!(stored, world.pool(), "{spec} stored something twice");
-        for ((text, got), merged) in texts.iter().zip(&first.0).zip(&merged) {
-            println!("{spec:20} {text:28} {got:.5?} merged {merged:.5?}");
-        }
         assert!(first.1.flops > 0.0 && first.1.train_tokens > 0);
+        // The expansion is exact where it is made, and experts that moved little merge alike by any method.
+        let far =
+            first.0.concat().iter().zip(merged.concat()).map(|(got, merged)| (got - merged).abs()).collect::<Vec<_>>();
+        assert_within(0.1, far.iter().copied(), &format!("{spec} against merged"));
+        if spec != "regmean:tokens=512" {
+            assert_within(1e-6, far[..evals.len()].iter().copied(), &format!("{spec} at the uniform merge"));
+        }
     }
+}
+
+#[test]
+fn gram_matrices_that_are_gone_are_damage() {
+    let world = World::trained();
+    let pool = Pool::open(&world.path("pool")).unwrap();
+    let evals = pool.eval_names().unwrap();
+    let question = Question { pool: &pool, evals: &evals, judged: &[], tokens: None, observer: &Silent };
+    let spec = Spec::parse("regmean:tokens=256").unwrap();
+    assert!((spec.method.fit)(&question, &spec.options).is_ok());
+    let matrices = world.files("fitted").into_iter().filter(|path| world::is_any(path, &["safetensors"]));
+    matrices.for_each(|path| std::fs::remove_file(path).unwrap());
+    let error = (spec.method.fit)(&question, &spec.options).err().unwrap();
+    assert_eq!(error.exit_code(), 12);
+    assert!(error.to_string().contains("to compute it again"), "{error}");
 }
