@@ -1,4 +1,4 @@
-//! RegMean: linear layers merged so that the merge answers each expert's own inputs as that expert does.
+//! `RegMean`: linear layers merged so that the merge answers each expert's own inputs as that expert does.
 //!
 //! Jin et al. 2023 (arXiv 2212.09849), equation 1 and section 3.2: the W that minimises Σ wᵢ E|W x − Wᵢ x|² over the inputs x of
 //! expert i is (Σ wᵢ Wᵢ G̃ᵢ)(Σ wᵢ G̃ᵢ)⁻¹, with Gᵢ = E[x xᵀ] and its off-diagonals shrunk. The paper sums over samples and has
@@ -19,7 +19,7 @@ const SMALLEST_PIVOT: f64 = 1e-6;
 /// Added to the diagonal when a matrix is singular, as a part of its mean: unseen directions keep the plain average.
 const RIDGE: f64 = 1e-4;
 
-/// Writes the RegMean merge over `out`, in the order of `layout`; what is not a linear layer is averaged.
+/// Writes the `RegMean` merge over `out`, in the order of `layout`; what is not a linear layer is averaged.
 ///
 /// `members` are weight, parameters and [Gram matrices](crate::eval::Evaluator::grams); `scale` multiplies off-diagonals.
 ///
