@@ -1,4 +1,4 @@
-//! Golden `RegMean`: Gram matrices and merges against NumPy on the inputs of linear layers in `transformers`
+//! Golden `RegMean`: Gram matrices and merges against `NumPy` on the inputs of linear layers in `transformers`
 //! (`scripts/reference/regmean.py`).
 
 mod common;
