@@ -1,6 +1,6 @@
 //! `RegMean`: linear layers merged so that the merge answers each expert's own inputs as that expert does.
 //!
-//! Jin et al. 2023 (arXiv 2212.09849), equation 1 and section 3.2: the W that minimises Σ wᵢ E|W x − Wᵢ x|² over the inputs x of
+//! Jin et al. 2023 (arXiv 2212.09849): the W that minimises Σ wᵢ E|W x − Wᵢ x|² over the inputs x of
 //! expert i is (Σ wᵢ Wᵢ G̃ᵢ)(Σ wᵢ G̃ᵢ)⁻¹, with Gᵢ = E[x xᵀ] and its off-diagonals shrunk. The paper sums over samples and has
 //! no weights; here Gᵢ is a mean per token, so that the weights of a mixture mean what they mean in an average.
 //!
