@@ -140,16 +140,40 @@ impl Bench {
         });
         let bytes: Vec<u8> = g.to_vec1::<f32>().unwrap().iter().flat_map(|value| value.to_le_bytes()).collect();
         let mut out = vec![0f32; FLAT];
-        let members: [Vec<u8>; 4] = std::array::from_fn(|_| bytes.clone());
-        let half: [Vec<u8>; 4] = std::array::from_fn(|_| bytes.chunks_exact(4).flat_map(|b| [b[2], b[3]]).collect());
-        self.values("weighted_sum of 4 f32", 5 * FLAT, || {
-            weighted_sum(&mut out, &members.each_ref().map(|bytes| (0.25, Floats::F32(bytes))));
-        });
-        self.values("weighted_sum of 4 bf16", 3 * FLAT, || {
-            weighted_sum(&mut out, &half.each_ref().map(|bytes| (0.25, Floats::BF16(bytes))));
-        });
-        self.values("weighted_sum of 4 f16", 3 * FLAT, || {
-            weighted_sum(&mut out, &half.each_ref().map(|bytes| (0.25, Floats::F16(bytes))));
+        let half: Vec<u8> = bytes.chunks_exact(4).flat_map(|b| [b[2], b[3]]).collect();
+        let members: [Vec<u8>; 16] = std::array::from_fn(|_| bytes.clone());
+        let halves: [Vec<u8>; 16] = std::array::from_fn(|_| half.clone());
+        for k in [2, 4, 8, 16] {
+            let weight = 1.0 / k as f64;
+            let f32s: Vec<_> = members[..k].iter().map(|bytes| (weight, Floats::F32(bytes))).collect();
+            self.values(&format!("weighted_sum of {k} f32"), (k + 1) * FLAT, || weighted_sum(&mut out, &f32s));
+            let bf16s: Vec<_> = halves[..k].iter().map(|bytes| (weight, Floats::BF16(bytes))).collect();
+            self.values(&format!("weighted_sum of {k} bf16"), (k + 2) * FLAT / 2, || weighted_sum(&mut out, &bf16s));
+            let f16s: Vec<_> = halves[..k].iter().map(|bytes| (weight, Floats::F16(bytes))).collect();
+            self.values(&format!("weighted_sum of {k} f16"), (k + 2) * FLAT / 2, || weighted_sum(&mut out, &f16s));
+        }
+        self.running_sum(&members[0], &mut out);
+    }
+
+    /// What a walk over subsets would do instead of a merge, were it worth it: one member joins a sum kept in f64, and the
+    /// model is the sum divided by the number of members.
+    fn running_sum(&self, member: &[u8], out: &mut [f32]) {
+        const TILE: usize = 1 << 14;
+        let mut sums = vec![0f64; FLAT];
+        let (values, _) = member.as_chunks::<4>();
+        self.values("running sum, one f32 joins", 6 * FLAT, || {
+            let tiles = sums.par_chunks_mut(TILE).zip(out.par_chunks_mut(TILE)).zip(values.par_chunks(TILE));
+            tiles.for_each(|((sums, out), values)| {
+                pulp::Arch::new().dispatch(
+                    #[inline(always)]
+                    || {
+                        for ((sum, out), value) in sums.iter_mut().zip(out).zip(values) {
+                            *sum += f64::from(f32::from_le_bytes(*value));
+                            *out = (*sum * 0.125) as f32;
+                        }
+                    },
+                );
+            });
         });
     }
 }

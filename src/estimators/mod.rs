@@ -16,6 +16,7 @@ mod lbfgs;
 mod merged;
 mod mixing_law;
 mod mixmin;
+mod regmean;
 mod regression;
 mod spec;
 
@@ -167,6 +168,14 @@ pub const METHODS: &[Method] = &[
         gives: Gives::Loss,
         options: regression::OPTIONS,
         fit: regression::fit,
+    },
+    Method {
+        name: "regmean",
+        summary: "loss of the mixture's experts merged by regression on their layers' inputs",
+        source: "Jin et al. 2023, arXiv 2212.09849",
+        gives: Gives::Loss,
+        options: regmean::OPTIONS,
+        fit: regmean::fit,
     },
     Method {
         name: "ground-truth",

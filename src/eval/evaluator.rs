@@ -59,9 +59,9 @@ impl EvalSet {
         self.n_bytes
     }
 
-    /// The passes through the model, in document order.
-    pub(super) fn passes(&self) -> impl Iterator<Item = Pass> {
-        self.packs.iter().map(|pack| Pass::new(pack))
+    /// The passes through the model in document order, `together` at a time.
+    pub(super) fn passes(&self, together: usize) -> impl Iterator<Item = Pass> {
+        self.packs.chunks(together).map(|packs| Pass::new(packs.iter().flatten()))
     }
 }
 
@@ -75,18 +75,15 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    fn new(pack: &[Window]) -> Self {
-        let mut end = 0;
-        let rows = pack.iter().flat_map(|window| {
-            end += window.input.len();
-            end - window.targets.len()..end
-        });
-        Self {
-            rows: rows.collect(),
-            tokens: pack.iter().flat_map(|window| &window.input).copied().collect(),
-            lengths: pack.iter().map(|window| window.input.len()).collect(),
-            targets: pack.iter().flat_map(|window| &window.targets).copied().collect(),
+    fn new<'a>(windows: impl Iterator<Item = &'a Window>) -> Self {
+        let mut pass = Self { tokens: Vec::new(), lengths: Vec::new(), rows: Vec::new(), targets: Vec::new() };
+        for window in windows {
+            pass.tokens.extend(&window.input);
+            pass.lengths.push(window.input.len());
+            pass.rows.extend(pass.tokens.len() - window.targets.len()..pass.tokens.len());
+            pass.targets.extend(&window.targets);
         }
+        pass
     }
 
     pub(super) fn sequences(&self) -> Sequences<'_> {
@@ -138,7 +135,7 @@ impl Evaluator {
     }
 
     fn pass(&self, pack: &[Window]) -> Result<Vec<f64>> {
-        let pass = Pass::new(pack);
+        let pass = Pass::new(pack.iter());
         self.model.nll(pass.sequences(), &pass.rows, &pass.targets)
     }
 }

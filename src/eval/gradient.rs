@@ -6,6 +6,9 @@ use crate::kernels::{Exec, Floats, inner_product};
 use crate::model::{Checkpoint, Layout, Transformer, Weights};
 use candle_core::{DType, Device, Tensor};
 
+/// Passes of scoring that go through the model together: about 2048 ids, enough to divide one pass over threads.
+const TOGETHER: usize = 4;
+
 /// The loss of a model on an eval set, and its gradient.
 pub struct Gradient {
     /// Nats per predicted token.
@@ -28,7 +31,7 @@ impl Evaluator {
         let views = Weights::views(config, layout, &gradient)?;
         let model = Transformer::new(config, layout, flat, *length, Exec::Split)?;
         let mut loss = 0.0;
-        for pass in set.passes() {
+        for pass in set.passes(TOGETHER) {
             let share = pass.targets.len() as f64 / set.n_tokens() as f64;
             let rows = Some(pass.rows.as_slice());
             loss += share * model.loss_and_gradient(pass.sequences(), rows, &pass.targets, share as f32, &views)?;
@@ -37,7 +40,8 @@ impl Evaluator {
         if loss.is_finite() && gradient.values.iter().all(|value| value.is_finite()) {
             return Ok(gradient);
         }
-        Err(Error::NotFinite { what: format!("loss {loss} or its gradient"), place: "scored with gradients".into() })
+        let place = format!("an eval set of {} tokens", set.n_tokens());
+        Err(Error::NotFinite { what: format!("loss {loss} or its gradient"), place })
     }
 }
 

@@ -2,10 +2,12 @@
 
 mod evaluator;
 mod gradient;
+mod grams;
 mod score;
 
 pub use evaluator::{EvalSet, Evaluator};
 pub use gradient::Gradient;
+pub use grams::gram_layout;
 pub use score::Score;
 
 /// Version of the score protocol (windows, prefix, packing, summation); part of every score's key.

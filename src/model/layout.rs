@@ -112,15 +112,23 @@ impl Layout {
         self.parameters.iter().find(|parameter| parameter.range().contains(&index))
     }
 
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when there is none.
+    pub fn parameter(&self, name: &str) -> Result<&Parameter> {
+        self.parameters.iter().find(|parameter| parameter.name == name).ok_or_else(|| Error::Mismatch {
+            what: "model parameters".into(),
+            differences: format!("tensor '{name}' is missing"),
+        })
+    }
+
     /// A view of one tensor inside a flat one: same storage, nothing copied.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when there is no tensor of that name.
     pub fn view(&self, flat: &Tensor, name: &str) -> Result<Tensor> {
-        let parameter = self.parameters.iter().find(|p| p.name == name).ok_or_else(|| Error::Mismatch {
-            what: "model parameters".into(),
-            differences: format!("tensor '{name}' is missing"),
-        })?;
+        let parameter = self.parameter(name)?;
         Ok(flat.narrow(0, parameter.offset, parameter.len())?.reshape(parameter.shape.as_slice())?)
     }
 

@@ -28,13 +28,18 @@ impl Pool {
     /// Those of `compute`; [`Error::Damaged`] when the file is not what was written.
     pub fn fitted<T: Serialize + DeserializeOwned>(&self, key: &str, compute: impl FnOnce() -> Result<T>) -> Result<T> {
         let path = self.fitted_path(key, "json");
-        if path.exists() {
+        if self.is_fitted(key) {
             return Ok(files::read_json::<Stored<T>>(&path)?.value);
         }
         let stored = Stored { key: key.to_owned(), value: compute()? };
         files::create_folder(&self.root.join(FITTED))?;
         files::publish(&path, &files::to_json(&stored)?)?;
         Ok(stored.value)
+    }
+
+    /// Whether something is stored under `key`.
+    pub fn is_fitted(&self, key: &str) -> bool {
+        self.fitted_path(key, "json").exists()
     }
 
     /// Stores tensors beside the value of `key`: called by its `compute`, so that the value stands for both.

@@ -1,5 +1,9 @@
 //! Merge: parameters averaged by a mixture's weights, straight from mapped files into one flat buffer.
 
+mod regmean;
+
+pub use regmean::regression_mean;
+
 use crate::error::Result;
 use crate::kernels::weighted_sum;
 use crate::model::{Checkpoint, Layout};

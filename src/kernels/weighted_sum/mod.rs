@@ -1,11 +1,14 @@
 //! Weighted sum: Σ wᵢ xᵢ of mapped tensors of any float type, in one pass.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use super::simd;
 use rayon::prelude::*;
 
 /// Elements handled by one task: 64 KiB of result.
 const TILE: usize = 1 << 14;
-/// Elements whose sums are kept in registers: eight AVX-512 registers of f64.
+/// Elements summed together: eight AVX-512 registers of f64.
 const BLOCK: usize = 64;
 
 /// Little-endian floats as they lie in a file, at any alignment.
@@ -57,14 +60,23 @@ pub fn weighted_sum(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
         let start = tile * TILE;
         let members: Vec<_> =
             members.iter().map(|(weight, values)| (*weight, values.slice(start, out.len()))).collect();
-        simd::vectorised(
-            #[inline(always)]
-            || sum_tile(out, &members),
-        );
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = pulp::x86::V4::try_new() {
+            return avx512::sum_tile(simd, out, &members);
+        }
+        sum_tile_portably(out, &members);
     });
 }
 
-/// One tile: the sums of a block stay in registers while all members pass by.
+/// One tile on processors without AVX-512.
+fn sum_tile_portably(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
+    simd::vectorised(
+        #[inline(always)]
+        || sum_tile(out, members),
+    );
+}
+
+/// One tile: all members pass by the sums of one block.
 #[inline(always)]
 fn sum_tile(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
     for (block, out) in out.chunks_mut(BLOCK).enumerate() {
@@ -119,6 +131,43 @@ fn half(bits: u16) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::Stream;
+
+    /// Random bytes are all sorts of numbers: subnormal, infinite and not a number too.
+    fn random_bytes(stream: &mut Stream, n: usize) -> Vec<u8> {
+        (0..n).map(|_| (stream.uniform() * 256.0) as u8).collect()
+    }
+
+    fn bits(values: &[f32]) -> Vec<Option<u32>> {
+        values.iter().map(|value| (!value.is_nan()).then_some(value.to_bits())).collect()
+    }
+
+    /// The formats in turns.
+    fn floats(index: usize, bytes: &[u8]) -> Floats<'_> {
+        match index % 3 {
+            0 => Floats::F32(bytes),
+            1 => Floats::BF16(&bytes[..bytes.len() / 2]),
+            _ => Floats::F16(&bytes[..bytes.len() / 2]),
+        }
+    }
+
+    #[test]
+    fn the_fast_path_gives_the_bits_of_the_portable_one() {
+        let mut stream = Stream::new(0, "weighted sums");
+        for length in [1, 63, 64, 65, 1000, TILE - 1, TILE, 2 * TILE + 77] {
+            for k in [1, 2, 3, 4, 5, 8, 9, 17] {
+                let bytes: Vec<Vec<u8>> = (0..k).map(|_| random_bytes(&mut stream, 4 * length)).collect();
+                let mut members = Vec::new();
+                for (i, bytes) in bytes.iter().enumerate() {
+                    members.push((stream.normal(), floats(i, bytes)));
+                }
+                let (mut fast, mut portable) = (vec![0.0; length], vec![0.0; length]);
+                weighted_sum(&mut fast, &members);
+                sum_tile_portably(&mut portable, &members);
+                assert_eq!(bits(&fast), bits(&portable), "{k} members of {length}");
+            }
+        }
+    }
 
     #[test]
     fn every_half_precision_number_is_converted_exactly() {

@@ -1,0 +1,46 @@
+//! Gram matrices: the mean products of every two inputs of each linear layer, over tokens that a model reads.
+
+use super::Evaluator;
+use crate::error::Result;
+use crate::kernels::{Exec, add_gram};
+use crate::model::{Layout, ModelConfig, Sequences, Transformer, linear_layers};
+use crate::text::Batch;
+
+/// Ids that go through the model together.
+const PACK: usize = 512;
+
+/// The Gram matrices of a model as one vector: for the linear layers that read one input, one matrix `[in, in]`, under the
+/// name of the first of their weights.
+///
+/// # Errors
+/// [`crate::Error::Mismatch`] when the layout does not fit the config.
+pub fn gram_layout(config: &ModelConfig, layout: &Layout) -> Result<Layout> {
+    let shape = |names: Vec<String>| {
+        let width = layout.parameter(&names[0])?.shape[1];
+        Ok((names[0].clone(), vec![width, width]))
+    };
+    Ok(Layout::from_shapes(linear_layers(config).into_iter().map(shape).collect::<Result<_>>()?))
+}
+
+impl Evaluator {
+    /// The mean of x xᵀ over all positions of `batch`, sequences of `length` ids, for every x that a linear layer reads; in
+    /// the order of [`gram_layout`].
+    ///
+    /// Products are added up in f64 and rounded once. The result does not depend on the number of threads.
+    pub fn grams(&self, batch: &Batch, length: usize) -> Result<Vec<f32>> {
+        let Self { config, layout, flat, .. } = self;
+        let model = Transformer::new(config, layout, flat, length, Exec::Split)?;
+        let gram_layout = gram_layout(config, layout)?;
+        let layers = linear_layers(config);
+        let places = layers.iter().map(|names| Ok(gram_layout.parameter(&names[0])?.range()));
+        let places = places.collect::<Result<Vec<_>>>()?;
+        let mut sums = vec![0f64; gram_layout.len()];
+        for tokens in batch.inputs.chunks((PACK / length).max(1) * length) {
+            let lengths = vec![length; tokens.len() / length];
+            model.linear_inputs(Sequences { tokens, lengths: &lengths }, |input, x| {
+                add_gram(Exec::Split, x, &mut sums[places[input].clone()])
+            })?;
+        }
+        Ok(sums.into_iter().map(|sum| (sum / batch.inputs.len() as f64) as f32).collect())
+    }
+}

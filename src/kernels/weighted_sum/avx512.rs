@@ -1,0 +1,96 @@
+//! AVX-512: the weighted sum of one tile with its sums in registers, bit for bit the portable one.
+//!
+//! The compiler keeps the sums of the portable loop in memory and converts half precision by integer arithmetic; here eight
+//! registers hold the sums of a block while up to [`GROUP`] members pass by, and the processor converts. More members
+//! are taken in groups, run by run: reading a few hundred bytes from each of many files in turns defeats prefetching.
+
+use super::{BLOCK, Floats};
+use pulp::{cast, f32x8, f64x8, x86::V4};
+
+/// Elements whose sums wait in the first-level cache (16 KiB) between two groups of members.
+const RUN: usize = 2048;
+/// Files that are read in turns.
+const GROUP: usize = 4;
+/// Elements of one register of f64.
+const LANES: usize = 8;
+
+/// The sums of one block.
+type Sums = [f64x8; BLOCK / LANES];
+
+/// Writes Σ `weight · values` over one tile.
+pub(super) fn sum_tile(simd: V4, out: &mut [f32], members: &[(f64, Floats<'_>)]) {
+    let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
+    simd.vectorize(
+        #[inline(always)]
+        || sum_blocks(simd, blocks, members),
+    );
+    if !rest.is_empty() {
+        let start = blocks.len() * BLOCK;
+        let members: Vec<_> =
+            members.iter().map(|(weight, values)| (*weight, values.slice(start, rest.len()))).collect();
+        super::sum_tile_portably(rest, &members);
+    }
+}
+
+#[inline(always)]
+fn sum_blocks(simd: V4, blocks: &mut [[f32; BLOCK]], members: &[(f64, Floats<'_>)]) {
+    let nothing: Sums = [simd.splat_f64x8(-0.0); BLOCK / LANES]; // adds nothing to any number, −0 included
+    let mut waiting = [nothing; RUN / BLOCK];
+    let (early, last) = members.split_at(members.len().saturating_sub(1) / GROUP * GROUP);
+    for (run, blocks) in blocks.chunks_mut(RUN / BLOCK).enumerate() {
+        let first = run * RUN / BLOCK;
+        for (index, group) in early.chunks(GROUP).enumerate() {
+            for (block, waiting) in waiting[..blocks.len()].iter_mut().enumerate() {
+                let start = if index == 0 { nothing } else { *waiting };
+                *waiting = add_members(simd, start, group, first + block);
+            }
+        }
+        for (block, (out, waiting)) in blocks.iter_mut().zip(&waiting).enumerate() {
+            let start = if early.is_empty() { nothing } else { *waiting };
+            let sums = add_members(simd, start, last, first + block);
+            for i in 0..BLOCK / LANES {
+                let eight: [f32; LANES] = cast(simd.convert_f64x8_to_f32x8(sums[i]));
+                out[i * LANES..][..LANES].copy_from_slice(&eight);
+            }
+        }
+    }
+}
+
+/// Adds `weight · value` of every member for the values of one block.
+#[inline(always)]
+fn add_members(simd: V4, mut sums: Sums, members: &[(f64, Floats<'_>)], block: usize) -> Sums {
+    for (weight, values) in members {
+        let weight = simd.splat_f64x8(*weight);
+        sums = match values {
+            Floats::F32(bytes) => add(simd, sums, weight, bytes, block, cast::<[u8; 32], f32x8>),
+            Floats::BF16(bytes) => add(simd, sums, weight, bytes, block, |values: [u8; 16]| {
+                cast(simd.shl_const_u32x8::<16>(simd.convert_u16x8_to_u32x8(cast(values))))
+            }),
+            Floats::F16(bytes) => add(simd, sums, weight, bytes, block, |values: [u8; 16]| {
+                cast(simd.avx512f._mm256_maskz_cvtph_ps(0xff, cast(values)))
+            }),
+        };
+    }
+    sums
+}
+
+/// Adds one member; `read` makes eight f32 of eight values as they lie in the file. The product is rounded before it is
+/// added, as in `NumPy`.
+#[inline(always)]
+fn add<const BYTES: usize>(
+    simd: V4,
+    mut sums: Sums,
+    weight: f64x8,
+    bytes: &[u8],
+    block: usize,
+    read: impl Fn([u8; BYTES]) -> f32x8,
+) -> Sums {
+    let (eights, _) = bytes.as_chunks::<BYTES>();
+    // An array of known length: a loop over a slice is not unrolled, and the sums would go through memory.
+    let Some(eights) = eights[block * BLOCK / LANES..].first_chunk::<{ BLOCK / LANES }>() else { return sums };
+    for i in 0..BLOCK / LANES {
+        let product = simd.mul_f64x8(weight, simd.convert_f32x8_to_f64x8(read(eights[i])));
+        sums[i] = simd.add_f64x8(sums[i], product);
+    }
+    sums
+}
