@@ -112,28 +112,3 @@ fn repetitions_of_the_truth_say_how_noisy_it_is() {
     assert!(expected.is_some());
     assert_eq!(judgements[0].noise, expected);
 }
-
-#[test]
-#[ignore]
-fn timing() {
-    let mut answers = Vec::new();
-    let names: Vec<String> =
-        (0..40).map(|i| ["a", "a+b", "a+b+c", "a+b+c+d"][i % 4].to_owned() + &"=".repeat(i)).collect();
-    for e in 0..16 {
-        for eval in 0..15 {
-            let p: Vec<(&str, f64)> = names
-                .iter()
-                .enumerate()
-                .map(|(i, n)| (n.as_str(), ((i * 7919 * (e + 1) + eval * 13) % 1009) as f64))
-                .collect();
-            answers.push(answer(
-                &if e == 0 { "ground-truth".into() } else { format!("e{e:02}") },
-                None,
-                &format!("v{eval}"),
-                &p,
-            ));
-        }
-    }
-    let start = std::time::Instant::now();
-    println!("{} rows in {:?}", compare(&answers).len(), start.elapsed());
-}

@@ -41,12 +41,13 @@ impl Agreement {
     pub fn between(predicted: &[f64], truth: &[f64]) -> Self {
         let n = truth.len();
         let top_k = ((n + 2) / 4).max(1);
+        let pairs = Pairs::count(predicted, truth);
         Self {
             n,
             pearson: pearson(predicted, truth),
             spearman: spearman(predicted, truth),
-            kendall: kendall_tau_b(predicted, truth),
-            decision_accuracy: decision_accuracy(predicted, truth),
+            kendall: pairs.as_ref().and_then(Pairs::tau_b),
+            decision_accuracy: pairs.as_ref().and_then(Pairs::right_of_decided),
             top_overlap: top_k_overlap(predicted, truth, top_k),
             top_k,
             regret: regret(predicted, truth),
@@ -88,12 +89,7 @@ pub fn spearman(x: &[f64], y: &[f64]) -> Option<f64> {
 
 /// Kendall's tau-b, in [-1, 1]: concordant less discordant pairs, over the geometric mean of the pairs untied in each.
 pub fn kendall_tau_b(x: &[f64], y: &[f64]) -> Option<f64> {
-    let pairs = Pairs::count(x, y)?;
-    let ordered = pairs.concordant + pairs.discordant;
-    let untied_in_x = (ordered + pairs.tied_in_y_only) as f64;
-    let untied_in_y = (ordered + pairs.tied_in_x_only) as f64;
-    let excess = pairs.concordant as f64 - pairs.discordant as f64;
-    (untied_in_x > 0.0 && untied_in_y > 0.0).then(|| excess / (untied_in_x * untied_in_y).sqrt())
+    Pairs::count(x, y)?.tau_b()
 }
 
 /// The fraction, in [0, 1], of the pairs with different true scores whose order the prediction gets right.
@@ -101,10 +97,7 @@ pub fn kendall_tau_b(x: &[f64], y: &[f64]) -> Option<f64> {
 /// A pair tied in `predicted` alone counts one half, as a coin toss would; a pair tied in `truth` is skipped.
 /// `None` also when no pair is left.
 pub fn decision_accuracy(predicted: &[f64], truth: &[f64]) -> Option<f64> {
-    let pairs = Pairs::count(predicted, truth)?;
-    let decided = pairs.concordant + pairs.discordant + pairs.tied_in_x_only;
-    let right = pairs.concordant as f64 + pairs.tied_in_x_only as f64 / 2.0;
-    (decided > 0).then(|| right / decided as f64)
+    Pairs::count(predicted, truth)?.right_of_decided()
 }
 
 /// The fraction, in [0, 1], of the `k` best predictions that are among the `k` truly best candidates.
@@ -162,6 +155,22 @@ impl Pairs {
             tied_in_x_only: tied_in_x - tied_in_both,
             tied_in_y_only: tied_in_y - tied_in_both,
         })
+    }
+
+    /// See [`kendall_tau_b`].
+    fn tau_b(&self) -> Option<f64> {
+        let ordered = self.concordant + self.discordant;
+        let untied_in_x = (ordered + self.tied_in_y_only) as f64;
+        let untied_in_y = (ordered + self.tied_in_x_only) as f64;
+        let excess = self.concordant as f64 - self.discordant as f64;
+        (untied_in_x > 0.0 && untied_in_y > 0.0).then(|| excess / (untied_in_x * untied_in_y).sqrt())
+    }
+
+    /// See [`decision_accuracy`].
+    fn right_of_decided(&self) -> Option<f64> {
+        let decided = self.concordant + self.discordant + self.tied_in_x_only;
+        let right = self.concordant as f64 + self.tied_in_x_only as f64 / 2.0;
+        (decided > 0).then(|| right / decided as f64)
     }
 }
 

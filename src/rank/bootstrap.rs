@@ -54,6 +54,11 @@ impl Intervals {
     ///
     /// All are none when the scorings differ in number or length.
     pub fn overall(predicted: &[&[f64]], truth: &[&[f64]], resamples: usize, level: f64) -> Self {
+        Self::each_and_overall(predicted, truth, resamples, level).1
+    }
+
+    /// [`Intervals::of`] each eval set and [`Intervals::overall`] by the same resamples, at the cost of the latter.
+    pub fn each_and_overall(predicted: &[&[f64]], truth: &[&[f64]], resamples: usize, level: f64) -> (Vec<Self>, Self) {
         let n = truth.first().map_or(0, |scores| scores.len());
         let comparable =
             predicted.len() == truth.len() && predicted.iter().chain(truth).all(|scores| scores.len() == n);
@@ -61,8 +66,18 @@ impl Intervals {
         let mut stream = Stream::new(0, "bootstrap candidates");
         let drawn: Vec<Vec<usize>> = (0..resamples).map(|_| resample::rows(&mut stream, n)).collect();
         let agreements: Vec<Vec<Agreement>> = drawn.par_iter().map(|rows| on(rows, predicted, truth)).collect();
+        let of = |evals: std::ops::Range<usize>| {
+            Self::from_resamples(resamples, level, |statistic| {
+                agreements.iter().filter_map(|all| mean(&all[evals.clone()], statistic)).collect()
+            })
+        };
+        ((0..predicted.len()).map(|eval| of(eval..eval + 1)).collect(), of(0..predicted.len()))
+    }
+
+    /// `values` gives the values of a statistic on the resamples where it is defined.
+    fn from_resamples(resamples: usize, level: f64, values: impl Fn(Statistic) -> Vec<f64>) -> Self {
         let interval = |statistic: Statistic| {
-            let defined: Vec<f64> = agreements.iter().filter_map(|evals| mean(evals, statistic)).collect();
+            let defined = values(statistic);
             let enough = defined.len() >= 2 && 2 * defined.len() >= resamples;
             if enough { resample::interval(defined, level) } else { None }
         };
@@ -99,6 +114,8 @@ mod tests {
     fn one_eval_set_twice_is_that_eval_set() {
         let (x, y): (&[f64], &[f64]) = (&[1.0, 2.0, 4.0, 3.0, 6.0], &[1.5, 1.0, 3.0, 5.0, 4.0]);
         assert_eq!(Intervals::overall(&[x, x], &[y, y], 300, 0.9), Intervals::of(x, y, 300, 0.9));
+        let (each, _) = Intervals::each_and_overall(&[x, y], &[y, y], 300, 0.9);
+        assert_eq!(each, [Intervals::of(x, y, 300, 0.9), Intervals::of(y, y, 300, 0.9)]);
     }
 
     #[test]

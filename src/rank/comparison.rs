@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The fewest mixtures of one size that are worth a line of their own.
 const FEWEST: usize = 4;
+/// Resamples for mixtures of one size: there are many such lines, and few mixtures in each.
+const RESAMPLES_OF_SIZE: usize = RESAMPLES / 4;
 /// What the intervals hold of the resamples.
 const LEVEL: f64 = 0.95;
 
@@ -51,12 +53,14 @@ pub fn compare(answers: &[Answer]) -> Vec<Judgement> {
         let of = answers.iter().filter(|answer| answer.tokens == tokens && answer.estimator == *estimator);
         let pairs: Vec<Pair<'_>> =
             of.filter_map(|answer| Some(Pair { answer, truth: truths.get(&(tokens, &answer.eval_set))? })).collect();
-        let sizes: BTreeSet<usize> = pairs.iter().flat_map(|pair| pair.sizes()).collect();
+        let sizes: BTreeSet<usize> = pairs.iter().flat_map(Pair::sizes).collect();
         for size in std::iter::once(None).chain(sizes.into_iter().map(Some)) {
             let fewest = if size.is_some() { FEWEST } else { 2 };
             let samples: Vec<Sample<'_>> = pairs.iter().filter_map(|pair| pair.sample(size, fewest)).collect();
-            let each: Vec<Judgement> = samples.iter().map(|sample| sample.judge(size)).collect();
-            judgements.extend(overall(&samples, &each));
+            let (intervals, of_means) = intervals(&samples, if size.is_some() { RESAMPLES_OF_SIZE } else { RESAMPLES });
+            let each = samples.iter().zip(intervals).map(|(sample, intervals)| sample.judge(size, intervals));
+            let each: Vec<Judgement> = each.collect();
+            judgements.extend(overall(&each, of_means));
             judgements.extend(each);
         }
     }
@@ -127,7 +131,7 @@ struct Sample<'a> {
 }
 
 impl Sample<'_> {
-    fn judge(&self, size: Option<usize>) -> Judgement {
+    fn judge(&self, size: Option<usize>, intervals: Intervals) -> Judgement {
         let Self { answer, predicted, truth, noise, .. } = self;
         let offset: f64 = predicted.iter().zip(truth).map(|(predicted, truth)| predicted - truth).sum();
         let highest = truth.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -138,7 +142,7 @@ impl Sample<'_> {
             tokens: answer.tokens,
             size,
             agreement: Agreement::between(predicted, truth),
-            intervals: Intervals::of(predicted, truth, RESAMPLES, LEVEL),
+            intervals,
             mean_offset: (answer.gives == Gives::Loss).then(|| offset / truth.len() as f64),
             true_spread: highest - lowest,
             noise: *noise,
@@ -159,7 +163,7 @@ fn size_of(mixture: &str) -> usize {
 }
 
 /// The mean of every statistic over several eval sets, as far as it is defined on them.
-fn overall(samples: &[Sample<'_>], each: &[Judgement]) -> Option<Judgement> {
+fn overall(each: &[Judgement], intervals: Intervals) -> Option<Judgement> {
     let first = each.first().filter(|_| each.len() > 1)?;
     let mean = |value: fn(&Judgement) -> Option<f64>| {
         let values: Vec<f64> = each.iter().filter_map(value).collect();
@@ -184,7 +188,7 @@ fn overall(samples: &[Sample<'_>], each: &[Judgement]) -> Option<Judgement> {
     Some(Judgement {
         eval_set: None,
         agreement,
-        intervals: intervals_of_means(samples),
+        intervals,
         mean_offset: mean(|one| one.mean_offset),
         true_spread: mean(|one| Some(one.true_spread)).unwrap_or_default(),
         noise,
@@ -192,13 +196,19 @@ fn overall(samples: &[Sample<'_>], each: &[Judgement]) -> Option<Judgement> {
     })
 }
 
-/// Intervals of the means over all eval sets, on the mixtures they share.
-fn intervals_of_means(samples: &[Sample<'_>]) -> Intervals {
-    let Some((first, others)) = samples.split_first() else { return Intervals::default() };
+/// Intervals of every eval set, on all of its mixtures, and of the means over the eval sets, on the mixtures they share.
+fn intervals(samples: &[Sample<'_>], resamples: usize) -> (Vec<Intervals>, Intervals) {
+    let Some((first, others)) = samples.split_first() else { return Default::default() };
     let everywhere = |mixture: &&String| others.iter().all(|sample| sample.mixtures.binary_search(mixture).is_ok());
     let shared: Vec<&String> = first.mixtures.iter().filter(everywhere).collect();
     let (predicted, truth): (Vec<_>, Vec<_>) = samples.iter().map(|sample| sample.of(&shared)).unzip();
     let (predicted, truth): (Vec<&[f64]>, Vec<&[f64]>) =
         predicted.iter().zip(&truth).map(|(predicted, truth)| (&predicted[..], &truth[..])).unzip();
-    Intervals::overall(&predicted, &truth, RESAMPLES, LEVEL)
+    let (mut each, overall) = Intervals::each_and_overall(&predicted, &truth, resamples, LEVEL);
+    for (sample, intervals) in samples.iter().zip(&mut each) {
+        if sample.mixtures.len() > shared.len() {
+            *intervals = Intervals::of(&sample.predicted, &sample.truth, resamples, LEVEL);
+        }
+    }
+    (each, overall)
 }
