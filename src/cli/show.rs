@@ -3,7 +3,7 @@
 use super::{Session, print};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::pool::{Manifest, Pool, Recipe, Start};
+use crate::pool::{MERGEABLE, Manifest, Pool, Recipe, Start};
 use crate::report::render;
 use clap::Args;
 use serde::Serialize;
@@ -147,6 +147,7 @@ impl Show {
         let models = if name == "seed" {
             pool.manifest(&pool.seed_recipe()?.id()?)?.into_iter().collect()
         } else if pool.partitions()?.contains_key(name) {
+            note_unmergeable(&pool, std::slice::from_ref(&self.name), session)?;
             experts(&pool, name)?.into_iter().flatten().collect()
         } else if pool.eval_names()?.iter().any(|eval| eval == name) {
             let row = Row::of("eval set", name).with_tokens(&pool, &pool.eval_binding(name)?.tokens)?;
@@ -166,6 +167,22 @@ impl Session {
     fn observer_note(&self, line: &str) {
         crate::progress::Observer::note(&self.observer, line);
     }
+}
+
+/// One line when experts of these partitions moved less or more than merging is known to bear.
+pub(super) fn note_unmergeable(pool: &Pool, partitions: &[String], session: &Session) -> Result<()> {
+    let found = pool.unmergeable(partitions)?;
+    if !found.is_empty() {
+        let each: Vec<String> = found.iter().map(|(name, moved)| format!("{name} {moved:.3}")).collect();
+        session.observer_note(&format!(
+            "the relative update of {} expert(s) lies outside {} to {}, where merges are known to rank well: {}",
+            found.len(),
+            MERGEABLE.start(),
+            MERGEABLE.end(),
+            each.join(", ")
+        ));
+    }
+    Ok(())
 }
 
 fn objects_beginning_with(pool: &Pool, prefix: &str) -> Result<Vec<Manifest>> {

@@ -1,6 +1,7 @@
 //! Validate and compare commands: how well estimators match models that were really trained.
 
 use super::question::{CandidateArgs, EstimatorArgs};
+use super::show::note_unmergeable;
 use super::{NotationArgs, Session, print};
 use crate::error::{Error, Result};
 use crate::estimators::{Answer, Gives, METHODS, Method, OptionRow, Spec, stored};
@@ -85,6 +86,7 @@ impl Validate {
             return Err(Error::Usage("at least two mixtures are needed to compare orders".into()));
         }
         let evals = pool.scorer(&self.evals)?.eval_names();
+        note_unmergeable(&pool, &pool.unit_counts()?.into_keys().collect::<Vec<_>>(), session)?;
         specs.retain(|spec| spec.method.name != "ground-truth");
         specs.push(Spec::parse("ground-truth")?);
         let mut answers = self.estimators.ask(&pool, &evals, &specs, &mixtures, &session.observer)?;

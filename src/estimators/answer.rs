@@ -8,7 +8,7 @@ use super::{Cost, Gives, Question, Spec};
 use crate::error::Result;
 use crate::files;
 use crate::mixture::Mixture;
-use crate::pool::Pool;
+use crate::pool::{ESTIMATES, Pool};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -108,7 +108,7 @@ impl Store {
         }
         let names = pool.eval_names()?;
         let keys = if names.is_empty() { Vec::new() } else { pool.scorer(&names)?.eval_keys() };
-        Ok(Self { folder: pool.root().join("estimates"), experts, evals: names.into_iter().zip(keys).collect() })
+        Ok(Self { folder: pool.root().join(ESTIMATES), experts, evals: names.into_iter().zip(keys).collect() })
     }
 
     fn path(&self, answer: &Answer) -> PathBuf {

@@ -6,7 +6,12 @@ use crate::files;
 use crate::mixture::Mixture;
 use crate::model::Checkpoint;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+
+/// How far experts may move from the seed model, as a relative update, for merges to be trusted: less is noise, and
+/// the average of experts that moved further is worse than any of them.
+pub const MERGEABLE: RangeInclusive<f64> = 0.02..=0.15;
 
 /// A model as a member of a merge: the hash of its weights, its folder, its weight.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,6 +82,21 @@ impl Pool {
             experts.units.insert(name, manifests.into_iter().map(|manifest| manifest.map(member)).collect());
         }
         Ok(experts)
+    }
+
+    /// The trained experts of some partitions that moved less or more than [`MERGEABLE`], each as its partition and its
+    /// relative update.
+    pub fn unmergeable(&self, partitions: &[String]) -> Result<Vec<(String, f64)>> {
+        let mut found = Vec::new();
+        for name in partitions {
+            let partition = self.partition(name)?;
+            for unit in 0..partition.units.len() {
+                let manifest = self.manifest(&self.expert_recipe(&partition, unit)?.id()?)?;
+                let moved = manifest.and_then(|manifest| manifest.relative_update);
+                found.extend(moved.filter(|moved| !MERGEABLE.contains(moved)).map(|moved| (name.clone(), moved)));
+            }
+        }
+        Ok(found)
     }
 
     /// The seed model as a member of a merge.

@@ -9,6 +9,7 @@
 //! | `scores/<hash>.log` | append-only score records of one eval set |
 //! | `fitted/<hash>.*` | what methods worked out about the models, by the hash of its inputs |
 //! | `fitted/tokens-<hash>.f32` | −ln p of every token of an eval set under one model |
+//! | `estimates/<hash>.json` | what estimators said of mixtures |
 //! | `work/<recipe hash>.*` | claims and the state of unfinished training |
 //!
 //! A name binds only to a complete object, and a score names its inputs by hash.
@@ -25,7 +26,7 @@ mod token_nll;
 mod training;
 
 pub use binding::{EvalBinding, Outcome, Partition};
-pub use members::{Checkpoints, Experts, Member, score_key};
+pub use members::{Checkpoints, Experts, MERGEABLE, Member, score_key};
 pub use recipe::{DataShare, Manifest, Recipe, Start};
 pub use scorer::{Scored, Scorer};
 pub use scores::{ScoreLog, ScoreRecord};
@@ -70,7 +71,7 @@ impl Pool {
         let settings: Settings = serde_json::from_value(value)
             .map_err(|error| Error::damaged(&path, format!("{error}; {}", files::MAKE_AGAIN)))?;
         files::sweep(root)?;
-        for folder in FOLDERS.into_iter().chain([fitted::FITTED]) {
+        for folder in FOLDERS.into_iter().chain([fitted::FITTED, ESTIMATES]) {
             files::sweep(&root.join(folder))?;
         }
         let layout = Layout::of(&settings.model);
@@ -145,5 +146,7 @@ impl Pool {
 
 const POOL: &str = "pool.json";
 const FOLDERS: [&str; 6] = ["tokens", "objects", "partitions", "evals", "scores", "work"];
+/// The folder of stored answers, made when there is a first one.
+pub(crate) const ESTIMATES: &str = "estimates";
 const TOKENIZER: &str = "tokenizer.json";
 const MANIFEST: &str = "manifest.json";
