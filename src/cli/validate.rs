@@ -16,8 +16,8 @@ use std::path::PathBuf;
 ///
 /// Trains a model on each chosen mixture, scores it on every eval set, and compares with what every estimator predicts:
 /// Pearson, Spearman, Kendall's tau-b, share of pairs in the right order, overlap of the best quarter, what picking by the
-/// estimator would have cost in nats, and what the estimator itself costs. No estimator is fitted on the mixtures that
-/// judge it. Trained models and predictions are kept in the pool; `compare` shows them again.
+/// estimator would have cost in nats, each with a 95 % bootstrap interval, and what the estimator itself costs. No
+/// estimator is fitted on the mixtures that judge it. Trained models and predictions are kept in the pool; `compare` shows them again.
 ///
 /// Example: mixpool validate --mixtures 8 --estimator merged ensemble --csv agreement.csv
 #[derive(Args)]
@@ -25,6 +25,12 @@ pub(super) struct Validate {
     /// Number of mixtures, drawn at random from the candidates
     #[arg(long, value_name = "N")]
     mixtures: Option<usize>,
+    /// Train some of the mixtures R times in all, to learn how much of the truth is chance
+    #[arg(long, value_name = "R", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    repeats: u64,
+    /// How many mixtures are trained again
+    #[arg(long, value_name = "M", default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..))]
+    repeated: u64,
     #[command(flatten)]
     candidates: CandidateArgs,
     #[command(flatten)]
@@ -81,7 +87,13 @@ impl Validate {
         let evals = pool.scorer(&self.evals)?.eval_names();
         specs.retain(|spec| spec.method.name != "ground-truth");
         specs.push(Spec::parse("ground-truth")?);
-        let answers = self.estimators.ask(&pool, &evals, &specs, &mixtures, &session.observer)?;
+        let mut answers = self.estimators.ask(&pool, &evals, &specs, &mixtures, &session.observer)?;
+        if self.repeats > 1 {
+            let again = |repeat| Spec::parse(&format!("ground-truth:repeat={repeat}"));
+            let specs = (1..self.repeats).map(again).collect::<Result<Vec<_>>>()?;
+            let repeated = evenly(&mixtures, self.repeated as usize);
+            answers.extend(self.estimators.ask(&pool, &evals, &specs, &repeated, &session.observer)?);
+        }
         self.shown.print(&answers, session)
     }
 }
@@ -92,7 +104,7 @@ impl Compare {
         let evals = pool.scorer(&self.evals)?.eval_names();
         let wanted = |answer: &Answer| {
             let listed = self.estimators.is_empty() || self.estimators.contains(&answer.estimator);
-            evals.contains(&answer.eval_set) && (listed || answer.is_truth())
+            evals.contains(&answer.eval_set) && (listed || answer.repetition().is_some())
         };
         let answers: Vec<Answer> = stored(&pool)?.into_iter().filter(wanted).collect();
         if !answers.iter().any(Answer::is_truth) {
@@ -149,6 +161,12 @@ pub(super) fn agreement(answers: &[Answer]) -> Vec<AgreementRow> {
 /// Every estimator that needs no training but the experts'.
 fn default_estimators() -> Vec<&'static str> {
     METHODS.iter().map(|method| method.name).filter(|name| *name != "ground-truth").collect()
+}
+
+/// `n` of the mixtures, evenly spread over them; all of them when there are no more.
+fn evenly(mixtures: &[Mixture], n: usize) -> Vec<Mixture> {
+    let n = n.min(mixtures.len());
+    (0..n).map(|index| mixtures[index * mixtures.len() / n].clone()).collect()
 }
 
 /// `n` of the candidates, chosen at random but always the same ones, in their order.

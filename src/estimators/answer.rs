@@ -33,7 +33,13 @@ pub struct Answer {
 impl Answer {
     /// Whether these are losses of models trained on the mixtures, in the order of the first repetition.
     pub fn is_truth(&self) -> bool {
-        self.estimator == TRUTH
+        self.repetition() == Some(0)
+    }
+
+    /// Which repetition of the ground truth this is, 0 for the first; none for an estimator.
+    pub fn repetition(&self) -> Option<u64> {
+        let rest = self.estimator.strip_prefix(TRUTH)?;
+        if rest.is_empty() { Some(0) } else { rest.strip_prefix(":repeat=")?.parse().ok() }
     }
 
     /// The predictions of some mixtures, in their order; none where one is missing.

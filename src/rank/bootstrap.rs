@@ -18,7 +18,7 @@ pub const RESAMPLES: usize = 2000;
 ///
 /// A statistic may be undefined on a resample (all its candidates are the same one, say); such resamples are left out.
 /// The interval is none when fewer than half of the resamples, or fewer than two, are left.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Intervals {
     /// Interval of [`Agreement::pearson`].
     pub pearson: Option<(f64, f64)>,

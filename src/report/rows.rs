@@ -127,20 +127,48 @@ pub struct AgreementRow {
     pub n: usize,
     /// Pearson correlation of the losses.
     pub pearson: Option<f64>,
+    /// Low end of its 95 % bootstrap interval.
+    pub pearson_low: Option<f64>,
+    /// High end of it.
+    pub pearson_high: Option<f64>,
     /// Spearman correlation.
     pub spearman: Option<f64>,
+    /// Low end of its 95 % bootstrap interval.
+    pub spearman_low: Option<f64>,
+    /// High end of it.
+    pub spearman_high: Option<f64>,
     /// Kendall's τ-b.
     pub kendall: Option<f64>,
+    /// Low end of its 95 % bootstrap interval.
+    pub kendall_low: Option<f64>,
+    /// High end of it.
+    pub kendall_high: Option<f64>,
     /// Share of pairs put in the right order.
     pub decision_accuracy: Option<f64>,
+    /// Low end of its 95 % bootstrap interval.
+    pub decision_accuracy_low: Option<f64>,
+    /// High end of it.
+    pub decision_accuracy_high: Option<f64>,
     /// Share of the predicted best quarter that is truly among the best quarter.
     pub top_overlap: Option<f64>,
+    /// Low end of its 95 % bootstrap interval.
+    pub top_overlap_low: Option<f64>,
+    /// High end of it.
+    pub top_overlap_high: Option<f64>,
     /// True loss of the estimator's pick minus the best true loss, nats per token.
     pub regret: Option<f64>,
+    /// Low end of its 95 % bootstrap interval.
+    pub regret_low: Option<f64>,
+    /// High end of it.
+    pub regret_high: Option<f64>,
     /// Mean of estimated minus true loss, nats per token.
     pub mean_offset: Option<f64>,
     /// Largest minus smallest true loss, nats per token: what there is to tell apart.
     pub true_spread: f64,
+    /// Standard deviation of the loss of one mixture trained again, nats per token; none where none was.
+    pub noise: Option<f64>,
+    /// Pearson correlation of a perfect predictor under that noise.
+    pub ceiling: Option<f64>,
     /// Tokens trained on, cached or not, the seed model not counted.
     pub train_tokens: u64,
     /// Floating-point operations of training and scoring.
@@ -154,8 +182,10 @@ pub struct AgreementRow {
 
 impl From<Judgement> for AgreementRow {
     fn from(judgement: Judgement) -> Self {
-        let Judgement { estimator, eval_set, tokens, size, agreement, mean_offset, true_spread, cost } = judgement;
+        let Judgement { estimator, eval_set, tokens, size, agreement, intervals, noise, cost, .. } = judgement;
         let is_overall = eval_set.is_none();
+        let low = |interval: Option<(f64, f64)>| interval.map(|(low, _)| low);
+        let high = |interval: Option<(f64, f64)>| interval.map(|(_, high)| high);
         Self {
             estimator,
             eval_set: eval_set.unwrap_or_else(|| "(mean)".into()),
@@ -163,13 +193,27 @@ impl From<Judgement> for AgreementRow {
             size,
             n: agreement.n,
             pearson: agreement.pearson,
+            pearson_low: low(intervals.pearson),
+            pearson_high: high(intervals.pearson),
             spearman: agreement.spearman,
+            spearman_low: low(intervals.spearman),
+            spearman_high: high(intervals.spearman),
             kendall: agreement.kendall,
+            kendall_low: low(intervals.kendall),
+            kendall_high: high(intervals.kendall),
             decision_accuracy: agreement.decision_accuracy,
+            decision_accuracy_low: low(intervals.decision_accuracy),
+            decision_accuracy_high: high(intervals.decision_accuracy),
             top_overlap: agreement.top_overlap,
+            top_overlap_low: low(intervals.top_overlap),
+            top_overlap_high: high(intervals.top_overlap),
             regret: agreement.regret,
-            mean_offset,
-            true_spread,
+            regret_low: low(intervals.regret),
+            regret_high: high(intervals.regret),
+            mean_offset: judgement.mean_offset,
+            true_spread: judgement.true_spread,
+            noise: noise.map(|noise| noise.sigma),
+            ceiling: noise.map(|noise| noise.ceiling),
             train_tokens: cost.train_tokens,
             flops: cost.flops,
             seconds: cost.seconds,
@@ -187,6 +231,8 @@ pub struct AgreementLine {
     size: Option<usize>,
     n: usize,
     spearman: Option<f64>,
+    spearman_low: Option<f64>,
+    spearman_high: Option<f64>,
     pearson: Option<f64>,
     kendall: Option<f64>,
     decision_accuracy: Option<f64>,
@@ -205,6 +251,8 @@ impl From<&AgreementRow> for AgreementLine {
             size: row.size,
             n: row.n,
             spearman: row.spearman,
+            spearman_low: row.spearman_low,
+            spearman_high: row.spearman_high,
             pearson: row.pearson,
             kendall: row.kendall,
             decision_accuracy: row.decision_accuracy,
