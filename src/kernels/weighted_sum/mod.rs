@@ -54,31 +54,49 @@ impl Floats<'_> {
 /// # Panics
 /// When a member has another length than `out`.
 pub fn weighted_sum(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
-    assert!(members.iter().all(|(_, values)| values.len() == out.len()), "members must match the result in length");
-    let members: Vec<_> = members.iter().filter(|(weight, _)| *weight != 0.0).copied().collect();
-    out.par_chunks_mut(TILE).enumerate().for_each(|(tile, out)| {
-        let start = tile * TILE;
-        let members: Vec<_> =
-            members.iter().map(|(weight, values)| (*weight, values.slice(start, out.len()))).collect();
-        #[cfg(target_arch = "x86_64")]
-        if let Some(simd) = pulp::x86::V4::try_new() {
-            return avx512::sum_tile(simd, out, &members);
-        }
-        sum_tile_portably(out, &members);
+    weighted_sums(vec![(out, members.to_vec())]);
+}
+
+/// As [`weighted_sum`] for many tensors at once, so that threads wait for each other only at the end.
+///
+/// # Panics
+/// When a member has another length than what it is added to.
+pub fn weighted_sums(tensors: Vec<(&mut [f32], Vec<(f64, Floats<'_>)>)>) {
+    let mut sources = Vec::with_capacity(tensors.len());
+    let mut tiles = Vec::new();
+    for (out, mut members) in tensors {
+        assert!(members.iter().all(|(_, values)| values.len() == out.len()), "members must match the result in length");
+        members.retain(|(weight, _)| *weight != 0.0);
+        tiles.extend(out.chunks_mut(TILE).enumerate().map(|(tile, out)| (out, sources.len(), tile * TILE)));
+        sources.push(members);
+    }
+    tiles.into_par_iter().for_each(|(out, tensor, start)| {
+        let members = sources[tensor].iter().map(|(weight, values)| (*weight, values.slice(start, out.len())));
+        let members: Vec<_> = members.collect();
+        sum_tile(out, &members);
     });
+}
+
+/// One tile, by the fastest way this processor has.
+fn sum_tile(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V4::try_new() {
+        return avx512::sum_tile(simd, out, members);
+    }
+    sum_tile_portably(out, members);
 }
 
 /// One tile on processors without AVX-512.
 fn sum_tile_portably(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
     simd::vectorised(
         #[inline(always)]
-        || sum_tile(out, members),
+        || sum_blocks(out, members),
     );
 }
 
-/// One tile: all members pass by the sums of one block.
+/// All members pass by the sums of one block after the other.
 #[inline(always)]
-fn sum_tile(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
+fn sum_blocks(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
     for (block, out) in out.chunks_mut(BLOCK).enumerate() {
         let mut sums = [-0.0; BLOCK]; // the number that adds nothing to any other, −0 included
         for (weight, values) in members {
