@@ -5,7 +5,7 @@ mod world;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
-use world::{World, listing, sentences, text};
+use world::{RECIPE, World, listing, sentences, text};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in: {text}"))
@@ -97,7 +97,7 @@ fn rank_writes_its_whole_ranking_whatever_it_shows() {
     let world = World::trained();
     world.ok("rank --top 1 --csv ranking.csv");
     let ranking = world.read("ranking.csv");
-    let header = "rank,mixture,estimator,eval_set,loss,perplexity,bits_per_byte,n_tokens";
+    let header = "rank,mixture,estimator,eval_set,loss,perplexity,bits_per_byte,order,n_tokens";
     assert!(ranking.starts_with(header), "{ranking}");
     assert_eq!(ranking, world.ok("rank --format csv"));
     let losses: Vec<f64> = column(&ranking, "loss")[..7].iter().map(|loss| loss.parse().unwrap()).collect();
@@ -133,14 +133,34 @@ fn weighting_by_units_gives_a_partition_of_two_units_twice_the_weight() {
 #[test]
 fn validate_trains_mixtures_for_real_and_compares() {
     let world = World::trained();
-    let rows = world.ok("validate --mixtures 3 --csv agreement.csv --format csv");
+    let rows = world.ok("validate --mixtures 3 --estimator merged --csv agreement.csv --format csv");
     assert_eq!(rows, world.read("agreement.csv"));
-    assert_eq!(column(&rows, "eval_set"), ["code-test", "wiki-test"]);
-    assert_eq!(column(&rows, "n"), ["3"; 2]);
-    assert_eq!(rows, world.ok("validate --mixtures 3 --format csv"));
+    assert_eq!(column(&rows, "eval_set"), ["(mean)", "code-test", "wiki-test"]);
+    assert_eq!(column(&rows, "n"), ["3"; 3]);
+    assert_eq!(rows, world.ok("validate --mixtures 3 --estimator merged --format csv"));
+    let table = world.ok("validate --mixtures 3 --estimator merged");
+    assert_eq!(table.lines().count(), 1 + 1, "a table shows the means: {table}");
     let id = world.ok("train --mixture code=0.5+wiki=0.5 --tokens 500");
     assert!(world.path("pool/objects").join(id.trim()).join("model.safetensors").exists());
     assert!(!world.ok("rank --format csv").contains("ground-truth"));
+}
+
+#[test]
+fn experts_that_moved_too_far_are_pointed_out() {
+    let near = World::trained();
+    assert_eq!(near.run("show code").stderr, "");
+    let far = World::with_recipe(&RECIPE.replace("2e-3", "5e-2"));
+    far.ok("train");
+    let note = |line: &str| {
+        let ran = far.run(line);
+        let notes: Vec<String> =
+            ran.stderr.lines().filter(|line| line.contains("relative update")).map(str::to_owned).collect();
+        assert_eq!(notes.len(), 1, "{ran:?}");
+        notes[0].clone()
+    };
+    assert!(note("show wiki").contains("of 1 expert(s) lies outside"));
+    let all = note("validate --mixtures 2 --estimator merged");
+    assert!(all.contains("of 4 expert(s) lies outside") && all.contains("code") && all.contains("math"), "{all}");
 }
 
 #[test]
