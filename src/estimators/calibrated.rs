@@ -3,7 +3,7 @@
 //! Losses of merges lie a nearly constant distance from losses of trained models. The shift of an eval set is the mean of
 //! true minus predicted loss over mixtures that are not judged; it changes no order.
 
-use super::design::draw;
+use super::design::{Purpose, draw};
 use super::ground_truth::GroundTruth;
 use super::{Cost, Estimator, Question};
 use crate::error::Result;
@@ -18,7 +18,7 @@ pub(super) struct Calibrated<'a> {
 impl<'a> Calibrated<'a> {
     /// Trains `n` mixtures to learn the offsets from.
     pub(super) fn new(mut inner: Box<dyn Estimator + 'a>, question: &Question<'a>, n: usize) -> Result<Self> {
-        let mixtures = draw(question, n, false)?;
+        let mixtures = draw(question, n, Purpose::Calibration)?;
         let predicted = inner.estimate(&mixtures)?;
         let mut truth = GroundTruth::new(question, 0)?;
         let trained = truth.estimate(&mixtures)?;

@@ -53,7 +53,7 @@ impl Design {
     /// # Errors
     /// Those of scoring or of training.
     pub fn new(question: &Question<'_>, n: usize, labels: Labels) -> Result<Self> {
-        let mixtures = draw(question, n, true)?;
+        let mixtures = draw(question, n, Purpose::Design)?;
         let partitions = question.partitions()?;
         let mut source: Box<dyn Estimator + '_> = match labels {
             Labels::Merged => Box::new(Merged::new(question, 0.0)?),
@@ -99,14 +99,25 @@ pub(super) fn check(weights: &[Vec<f64>], losses: &[f64]) -> Result<()> {
     }
 }
 
-/// `n` mixtures that no truth is judged on, the first of one partition each when `alone_first`; the same question gives the
-/// same ones.
-pub(super) fn draw(question: &Question<'_>, n: usize, alone_first: bool) -> Result<Vec<Mixture>> {
+/// What mixtures are drawn for. Each purpose has draws of its own, so that what one is fitted on is not what shifts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A fit over the whole simplex: every partition alone first.
+    Design,
+    /// The exponent of a merge.
+    Exponent,
+    /// The offset of an estimator.
+    Calibration,
+}
+
+/// `n` mixtures that no truth is judged on; the same question gives the same ones.
+pub(super) fn draw(question: &Question<'_>, n: usize, purpose: Purpose) -> Result<Vec<Mixture>> {
     let partitions = question.pool.unit_counts()?;
     let names = question.partitions()?;
-    let alone = names.iter().filter(|_| alone_first).map(|name| [(name.clone(), 1.0)].into());
+    let alone = names.iter().filter(|_| purpose == Purpose::Design).map(|name| [(name.clone(), 1.0)].into());
     let draws = |seed, concentration| search::dirichlet(&names, 2 * n + 16, seed, concentration);
-    let (flat, few) = (draws(1, 1.0)?, draws(2, 0.25)?);
+    let seed = if purpose == Purpose::Calibration { 3 } else { 1 };
+    let (flat, few) = (draws(seed, 1.0)?, draws(seed + 1, 0.25)?);
     let in_turns = flat.into_iter().zip(few).flat_map(|(flat, few)| [flat, few]);
     let mut seen: BTreeSet<String> = question.judged.iter().map(Mixture::to_string).collect();
     let mut mixtures = Vec::with_capacity(n);

@@ -8,7 +8,7 @@
 //! loss, spread least around their mean. The mean itself, an offset that changes no order, is not corrected here: that is
 //! what calibrating (`--calibrate`) does, with any estimator.
 
-use super::design::draw;
+use super::design::{Purpose, draw};
 use super::ground_truth::GroundTruth;
 use super::{Cost, Estimator, OptionRow, Options, Question};
 use crate::error::{Error, Result};
@@ -70,7 +70,7 @@ impl<'a> Merged<'a> {
 
     /// Chooses the exponent by `n` mixtures trained for it.
     fn fitted(question: &Question<'a>, n: usize) -> Result<Self> {
-        let mixtures = draw(question, n, false)?;
+        let mixtures = draw(question, n, Purpose::Exponent)?;
         if mixtures.len() < FEWEST {
             let problem = if n < FEWEST { "" } else { "; the pool has no more mixtures that are not judged" };
             let got = mixtures.len().min(n);

@@ -31,7 +31,7 @@ pub use linear::{linear, linear_backward};
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use rope::{RopeTable, rope};
 pub use swiglu::{swiglu, swiglu_backward};
-pub use weighted_sum::{Floats, weighted_sum, weighted_sums};
+pub use weighted_sum::{Floats, Members, weighted_sum, weighted_sums};
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, StorageRef, Tensor};
 use rayon::prelude::*;

@@ -45,6 +45,9 @@ impl Floats<'_> {
     }
 }
 
+/// What is summed: weights and values.
+pub type Members<'a> = Vec<(f64, Floats<'a>)>;
+
 /// Writes Σ `weight · values` over `out`.
 ///
 /// Sums are carried in f64 in the order of `members` and rounded to f32 once, so the result is within half a unit in
@@ -61,7 +64,7 @@ pub fn weighted_sum(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
 ///
 /// # Panics
 /// When a member has another length than what it is added to.
-pub fn weighted_sums(tensors: Vec<(&mut [f32], Vec<(f64, Floats<'_>)>)>) {
+pub fn weighted_sums(tensors: Vec<(&mut [f32], Members<'_>)>) {
     let mut sources = Vec::with_capacity(tensors.len());
     let mut tiles = Vec::new();
     for (out, mut members) in tensors {
