@@ -35,8 +35,11 @@ fn two_pools_of_the_same_text_hold_the_same_objects() {
     let (first, second) = (World::trained(), World::trained());
     first.ok("rank");
     second.ok("rank");
-    // Manifests and score records hold the seconds that were spent; everything else is equal to the byte.
-    let timed = |name: &str| name.starts_with("objects/") && name.ends_with("manifest.json") || is_any(name, &["log"]);
+    // Manifests, score records and estimates hold the seconds that were spent; everything else is equal to the byte.
+    let timed = |name: &str| {
+        let is_manifest = name.starts_with("objects/") && name.ends_with("manifest.json");
+        is_manifest || name.starts_with("estimates/") || is_any(name, &["log"])
+    };
     let stable = |world: &World| world.pool().into_iter().filter(|(name, _)| !timed(name)).collect::<Vec<_>>();
     assert_eq!(stable(&first), stable(&second));
 }
