@@ -106,9 +106,9 @@ impl Store {
                 experts.push_str(&pool.expert_recipe(partition, unit)?.id()?);
             }
         }
-        let names = pool.eval_names()?;
-        let keys = if names.is_empty() { Vec::new() } else { pool.scorer(&names)?.eval_keys() };
-        Ok(Self { folder: pool.root().join(ESTIMATES), experts, evals: names.into_iter().zip(keys).collect() })
+        let keyed = |name: String| pool.eval_key(&name).map(|key| (name, key));
+        let evals = pool.eval_names()?.into_iter().map(keyed).collect::<Result<_>>()?;
+        Ok(Self { folder: pool.root().join(ESTIMATES), experts, evals })
     }
 
     fn path(&self, answer: &Answer) -> PathBuf {

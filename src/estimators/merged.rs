@@ -177,13 +177,24 @@ pub fn score_all(
     observer: &dyn Observer,
 ) -> Result<Vec<Vec<Scored>>> {
     let missing = merges.iter().filter(|(_, members)| !scorer.is_cached(members)).count();
+    in_turns(merges, missing, what, observer, |(label, members)| scorer.score_as(members, label, kind, observer))
+}
+
+/// Scores one item after the other with progress over those that are `missing` from the store.
+pub(super) fn in_turns<T>(
+    items: &[T],
+    missing: usize,
+    what: &str,
+    observer: &dyn Observer,
+    mut score: impl FnMut(&T) -> Result<Vec<Scored>>,
+) -> Result<Vec<Vec<Scored>>> {
     if missing > 0 {
         observer.begin(what, missing as u64, "mixtures");
     }
     let mut done = 0;
-    let mut scored = Vec::with_capacity(merges.len());
-    for (label, members) in merges {
-        let scores = scorer.score_as(members, label, kind, observer)?;
+    let mut scored = Vec::with_capacity(items.len());
+    for item in items {
+        let scores = score(item)?;
         if scores.iter().any(|score| !score.cached) {
             done += 1;
             observer.advance(done, "");

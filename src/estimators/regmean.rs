@@ -4,7 +4,7 @@
 //! on the first sequences that it was trained on, in the order of its training. The default, 16k tokens, is ten times the
 //! widest input of the presets; the authors' program takes about 1000 batches.
 
-use super::merged::{expert_cost, losses};
+use super::merged::{expert_cost, in_turns, losses};
 use super::{Cost, Estimator, OptionRow, Options, Question};
 use crate::error::{Error, Result};
 use crate::eval::{Evaluator, gram_layout};
@@ -91,25 +91,15 @@ impl RegMean<'_> {
 
 impl Estimator for RegMean<'_> {
     fn estimate(&mut self, mixtures: &[Mixture]) -> Result<Vec<Vec<f64>>> {
-        let keyed = |mixture: &Mixture| self.experts.members(mixture).map(|members| (self.key(&members), members));
+        let keyed = |mixture: &Mixture| {
+            let members = self.experts.members(mixture)?;
+            Ok((self.key(&members), members, mixture.to_string()))
+        };
         let merges = mixtures.iter().map(keyed).collect::<Result<Vec<_>>>()?;
-        let missing = merges.iter().filter(|(key, _)| !self.scorer.is_stored(key)).count() as u64;
-        if missing > 0 {
-            self.observer.begin("score RegMean merges", missing, "mixtures");
-        }
-        let mut done = 0;
-        let mut scored = Vec::with_capacity(merges.len());
-        for ((key, members), mixture) in merges.iter().zip(mixtures) {
-            let scores = self.score(key, members, &mixture.to_string())?;
-            if scores.iter().any(|score| !score.cached) {
-                done += 1;
-                self.observer.advance(done, "");
-            }
-            scored.push(scores);
-        }
-        if missing > 0 {
-            self.observer.finish();
-        }
+        let missing = merges.iter().filter(|(key, ..)| !self.scorer.is_stored(key)).count();
+        let scored = in_turns(&merges, missing, "score RegMean merges", self.observer, |(key, members, label)| {
+            self.score(key, members, label)
+        })?;
         self.cost += scored.iter().map(|scored| Cost::of_scoring(scored, self.pool.layout().len())).sum();
         Ok(losses(&scored))
     }

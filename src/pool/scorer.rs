@@ -54,16 +54,20 @@ pub struct Scorer<'a> {
 }
 
 impl Pool {
+    /// The hash of all that a score on an eval set depends on besides the model.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the name is unknown.
+    pub fn eval_key(&self, name: &str) -> Result<String> {
+        let Settings { window, prefix_token, .. } = self.settings;
+        let tokens = self.eval_binding(name)?.tokens;
+        let inputs = format!("protocol {PROTOCOL} tokens {tokens} window {window} prefix {prefix_token}");
+        Ok(files::hash(inputs.as_bytes()))
+    }
+
     /// An eval set and its score log.
     fn eval(&self, name: &str) -> Result<EvalHandle> {
-        let binding = self.eval_binding(name)?;
-        let key = files::hash(
-            format!(
-                "protocol {PROTOCOL} tokens {} window {} prefix {}",
-                binding.tokens, self.settings.window, self.settings.prefix_token
-            )
-            .as_bytes(),
-        );
+        let (binding, key) = (self.eval_binding(name)?, self.eval_key(name)?);
         let log = ScoreLog::open(&self.root.join("scores").join(format!("{key}.log")))?;
         Ok(EvalHandle { name: name.to_owned(), key, tokens: binding.tokens, set: None, log })
     }
@@ -86,11 +90,6 @@ impl Scorer<'_> {
     /// Names of the eval sets, in order.
     pub fn eval_names(&self) -> Vec<String> {
         self.evals.iter().map(|eval| eval.name.clone()).collect()
-    }
-
-    /// Hashes of all that a score depends on besides the model, one per eval set.
-    pub fn eval_keys(&self) -> Vec<String> {
-        self.evals.iter().map(|eval| eval.key.clone()).collect()
     }
 
     /// Tokens, bytes and documents of every eval set, as a score of 0 nats.
