@@ -10,6 +10,8 @@ use rayon::prelude::*;
 const TILE: usize = 1 << 14;
 /// Elements summed together: eight AVX-512 registers of f64.
 const BLOCK: usize = 64;
+/// Results of at least this many elements (32 MiB) are written past the caches, where they would not stay anyway.
+const STREAMED: usize = 1 << 23;
 
 /// Little-endian floats as they lie in a file, at any alignment.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +47,15 @@ impl Floats<'_> {
     }
 }
 
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Store {
+    /// Through the caches: whoever reads a small result next finds it there.
+    Cached,
+    /// Past the caches, where the processor has a way: memory is not read before it is overwritten.
+    Streamed,
+}
+
 /// What is summed: weights and values.
 pub type Members<'a> = Vec<(f64, Floats<'a>)>;
 
@@ -65,6 +76,8 @@ pub fn weighted_sum(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
 /// # Panics
 /// When a member has another length than what it is added to.
 pub fn weighted_sums(tensors: Vec<(&mut [f32], Members<'_>)>) {
+    let length: usize = tensors.iter().map(|(out, _)| out.len()).sum();
+    let store = if length < STREAMED { Store::Cached } else { Store::Streamed };
     let mut sources = Vec::with_capacity(tensors.len());
     let mut tiles = Vec::new();
     for (out, mut members) in tensors {
@@ -76,16 +89,17 @@ pub fn weighted_sums(tensors: Vec<(&mut [f32], Members<'_>)>) {
     tiles.into_par_iter().for_each(|(out, tensor, start)| {
         let members = sources[tensor].iter().map(|(weight, values)| (*weight, values.slice(start, out.len())));
         let members: Vec<_> = members.collect();
-        sum_tile(out, &members);
+        sum_tile(store, out, &members);
     });
 }
 
 /// One tile, by the fastest way this processor has.
-fn sum_tile(out: &mut [f32], members: &[(f64, Floats<'_>)]) {
+fn sum_tile(store: Store, out: &mut [f32], members: &[(f64, Floats<'_>)]) {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V4::try_new() {
-        return avx512::sum_tile(simd, out, members);
+        return avx512::sum_tile(simd, store, out, members);
     }
+    let _ = store; // elsewhere the compiler chooses the stores
     sum_tile_portably(out, members);
 }
 
@@ -182,10 +196,17 @@ mod tests {
                 for (i, bytes) in bytes.iter().enumerate() {
                     members.push((stream.normal(), floats(i, bytes)));
                 }
-                let (mut fast, mut portable) = (vec![0.0; length], vec![0.0; length]);
-                weighted_sum(&mut fast, &members);
+                let mut portable = vec![0.0; length];
                 sum_tile_portably(&mut portable, &members);
+                let mut fast = vec![0.0; length];
+                weighted_sum(&mut fast, &members);
                 assert_eq!(bits(&fast), bits(&portable), "{k} members of {length}");
+                for store in [Store::Cached, Store::Streamed] {
+                    let mut fast = vec![0.0; length + 5];
+                    sum_tile(store, &mut fast[5..], &members); // at an odd address
+                    assert_eq!(bits(&fast[5..]), bits(&portable), "{k} members of {length}, {store:?}");
+                    assert_eq!(fast[..5], [0.0; 5], "{store:?} wrote before its tile");
+                }
             }
         }
     }
