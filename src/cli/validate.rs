@@ -85,7 +85,7 @@ impl Validate {
         if mixtures.len() < 2 {
             return Err(Error::Usage("at least two mixtures are needed to compare orders".into()));
         }
-        let evals = pool.scorer(&self.evals)?.eval_names();
+        let evals = pool.chosen_evals(&self.evals)?;
         note_unmergeable(&pool, &pool.unit_counts()?.into_keys().collect::<Vec<_>>(), session)?;
         specs.retain(|spec| spec.method.name != "ground-truth");
         specs.push(Spec::parse("ground-truth")?);
@@ -103,7 +103,7 @@ impl Validate {
 impl Compare {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         let pool = session.open()?;
-        let evals = pool.scorer(&self.evals)?.eval_names();
+        let evals = pool.chosen_evals(&self.evals)?;
         let wanted = |answer: &Answer| {
             let listed = self.estimators.is_empty() || self.estimators.contains(&answer.estimator);
             evals.contains(&answer.eval_set) && (listed || answer.repetition().is_some())

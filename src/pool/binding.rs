@@ -166,6 +166,19 @@ impl Pool {
         self.names("evals")
     }
 
+    /// These eval sets, or all of them when none is named.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when a name is unknown or there is no eval set at all.
+    pub fn chosen_evals(&self, names: &[String]) -> Result<Vec<String>> {
+        names.iter().try_for_each(|name| self.eval_binding(name).map(|_| ()))?;
+        let chosen = if names.is_empty() { self.eval_names()? } else { names.to_vec() };
+        if chosen.is_empty() {
+            return Err(Error::Usage("no eval set yet; run 'mixpool eval-set NAME FILE...' first".into()));
+        }
+        Ok(chosen)
+    }
+
     /// One eval set.
     ///
     /// # Errors

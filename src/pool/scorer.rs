@@ -75,13 +75,9 @@ impl Pool {
     /// A scorer over some eval sets; all of them when `names` is empty.
     ///
     /// # Errors
-    /// [`Error::Usage`] when a name is unknown or there is no eval set at all.
+    /// Those of [`Pool::chosen_evals`].
     pub fn scorer(&self, names: &[String]) -> Result<Scorer<'_>> {
-        let names = if names.is_empty() { self.eval_names()? } else { names.to_vec() };
-        if names.is_empty() {
-            return Err(Error::Usage("no eval set yet; run 'mixpool eval-set NAME FILE...' first".into()));
-        }
-        let evals = names.iter().map(|name| self.eval(name)).collect::<Result<_>>()?;
+        let evals = self.chosen_evals(names)?.iter().map(|name| self.eval(name)).collect::<Result<_>>()?;
         Ok(Scorer { pool: self, evals, evaluator: None, open: Checkpoints::default() })
     }
 }

@@ -47,34 +47,30 @@ pub fn csv<T: Serialize>(rows: &[T]) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Rows as an aligned table: the CSV, with numbers rounded for the eye.
+/// Rows as an aligned table: the CSV, with numbers rounded for the eye and without columns that are empty throughout.
 fn table<T: Serialize>(rows: &[T]) -> Result<String> {
     let text = csv(rows)?;
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let failed = |error: csv::Error| Error::input("table", error.to_string());
+    let headers = reader.headers().map_err(failed)?.clone();
+    let records = reader.records().collect::<std::result::Result<Vec<_>, _>>().map_err(failed)?;
+    let cells = |index: usize| records.iter().map(move |record| &record[index]);
+    let shown: Vec<usize> = (0..headers.len()).filter(|index| cells(*index).any(|cell| !cell.is_empty())).collect();
+
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(reader.headers().map_err(failed)?.iter());
-    for record in reader.records() {
-        table.add_row(record.map_err(failed)?.iter().map(rounded));
+    table.set_header(shown.iter().map(|index| &headers[*index]));
+    for record in &records {
+        table.add_row(shown.iter().map(|index| rounded(&record[*index])));
     }
-    let numeric = |index: usize| rows_are_numbers(&text, index);
-    for index in 0..table.column_count() {
-        if let Some(column) = table.column_mut(index) {
-            column.set_padding((0, 2));
-            column.set_constraint(ColumnConstraint::ContentWidth);
-            if numeric(index) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
+    for (column, index) in table.column_iter_mut().zip(shown) {
+        column.set_padding((0, 2));
+        column.set_constraint(ColumnConstraint::ContentWidth);
+        if cells(index).all(|cell| cell.is_empty() || cell.parse::<f64>().is_ok()) {
+            column.set_cell_alignment(CellAlignment::Right);
         }
     }
     Ok(table.lines().map(|line| format!("{}\n", line.trim_end())).collect())
-}
-
-fn rows_are_numbers(csv: &str, column: usize) -> bool {
-    let mut reader = csv::Reader::from_reader(csv.as_bytes());
-    let mut cells = reader.records().filter_map(|record| record.ok()?.get(column).map(str::to_owned));
-    cells.all(|cell| cell.is_empty() || cell.parse::<f64>().is_ok())
 }
 
 /// Four decimals for what has a fraction; everything else as it is.
@@ -82,5 +78,24 @@ fn rounded(cell: &str) -> String {
     match cell.parse::<f64>() {
         Ok(number) if cell.contains(['.', 'e']) && number.abs() < 1e15 => format!("{number:.4}"),
         _ => cell.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize)]
+    struct Row {
+        name: &'static str,
+        loss: Option<f64>,
+        order: Option<f64>,
+    }
+
+    #[test]
+    fn tables_leave_out_columns_without_a_value_and_csv_keeps_them() {
+        let rows = [Row { name: "a", loss: Some(2.5), order: None }, Row { name: "b", loss: None, order: None }];
+        assert_eq!(render(&rows, Format::Table).unwrap(), "name    loss\na     2.5000\nb\n");
+        assert_eq!(render(&rows, Format::Csv).unwrap(), "name,loss,order\na,2.5,\nb,,\n");
     }
 }

@@ -10,9 +10,9 @@
 use super::{BLOCK, Floats, Store};
 use pulp::{cast, f32x8, f64x8, x86::V4};
 
-/// Elements whose sums wait in the first-level cache (16 KiB) between two groups of members.
-const RUN: usize = 2048;
-/// Files that are read in turns.
+/// Elements whose sums wait in the second-level cache (64 KiB) between two groups of members: several pages of each file.
+const RUN: usize = 8192;
+/// Files that are read in turns, give or take one or two.
 const GROUP: usize = 4;
 /// Elements of one register of f64.
 const LANES: usize = 8;
@@ -45,18 +45,19 @@ pub(super) fn sum_tile(simd: V4, store: Store, out: &mut [f32], members: &[(f64,
 #[inline(always)]
 fn sum_blocks(simd: V4, store: Store, blocks: &mut [[f32; BLOCK]], members: &[(f64, Floats<'_>)]) {
     let nothing: Sums = [simd.splat_f64x8(-0.0); BLOCK / LANES]; // adds nothing to any number, −0 included
-    let mut waiting = [nothing; RUN / BLOCK];
-    let (early, last) = members.split_at(members.len().saturating_sub(1) / GROUP * GROUP);
+    let group = members.len().div_ceil(((members.len() + 1) / GROUP).max(1)).max(1);
+    let (early, last) = members.split_at(members.len().saturating_sub(1) / group * group);
+    let mut waiting = if early.is_empty() { Vec::new() } else { vec![nothing; RUN / BLOCK] };
     for (run, blocks) in blocks.chunks_mut(RUN / BLOCK).enumerate() {
         let first = run * RUN / BLOCK;
-        for (index, group) in early.chunks(GROUP).enumerate() {
-            for (block, waiting) in waiting[..blocks.len()].iter_mut().enumerate() {
+        for (index, group) in early.chunks(group).enumerate() {
+            for (block, waiting) in waiting.iter_mut().take(blocks.len()).enumerate() {
                 let start = if index == 0 { nothing } else { *waiting };
                 *waiting = add_members(simd, start, group, first + block);
             }
         }
-        for (block, (out, waiting)) in blocks.iter_mut().zip(&waiting).enumerate() {
-            let start = if early.is_empty() { nothing } else { *waiting };
+        for (block, out) in blocks.iter_mut().enumerate() {
+            let start = waiting.get(block).copied().unwrap_or(nothing);
             let sums = add_members(simd, start, last, first + block);
             write(simd, store, out, sums);
         }
