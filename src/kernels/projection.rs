@@ -186,16 +186,18 @@ fn add_signed(lanes: &mut [[f32; LANES]], words: &[u64], x: &[f32; BLOCK]) {
 /// The sum over columns of their weights with the signs of each position of a block.
 #[inline(always)]
 fn sum_signed(w: &[f32], words: &[u64]) -> [f32; BLOCK] {
-    let mut sums = [0f32; BLOCK];
-    for (w, word) in w.iter().zip(words) {
-        for part in 0..BLOCK / LANES {
+    let mut all = [0f32; BLOCK];
+    for (part, out) in all.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let mut sums = [0f32; LANES]; // of one register: all four at once are kept in memory
+        for (w, word) in w.iter().zip(words) {
             let bits = (word >> (part * LANES)) as u32;
             for i in 0..LANES {
-                sums[part * LANES + i] += signed(*w, bits, i);
+                sums[i] += signed(*w, bits, i);
             }
         }
+        *out = sums;
     }
-    sums
+    all
 }
 
 #[cfg(test)]
