@@ -24,7 +24,7 @@ mod weighted_sum;
 
 pub use adamw::{AdamW, adamw_step, sum_of_squares};
 pub use attention::{Heads, attention, attention_backward};
-pub use cross_entropy::{cross_entropy, cross_entropy_backward};
+pub use cross_entropy::{cross_entropy, cross_entropy_backward, log_odds, log_odds_backward};
 pub use embedding::{embedding, embedding_backward, select_rows, select_rows_backward};
 pub use gram::add_gram;
 pub use inner_product::inner_product;
