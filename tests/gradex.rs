@@ -60,7 +60,7 @@ fn the_partition_that_is_like_an_eval_set_is_best_for_it() {
 fn answers_repeat_to_the_bit_are_stored_and_resume() {
     let world = World::trained();
     let pool = Pool::open(&world.path("pool")).unwrap();
-    let specs = ["gradex:samples=6,d=50", "gradex-linear:samples=6,d=50"];
+    let specs = ["gradex:samples=6,d=50", "gradex-linear:samples=6,d=50", "gradex:samples=6,d=50,rank=2"];
     let on = |threads: usize, pool: &Pool| {
         let workers = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         workers.install(|| specs.map(|spec| ask(pool, spec, &Silent).unwrap()))
@@ -121,6 +121,7 @@ fn options_that_make_no_sense_are_refused() {
         ("gradex:scale=0", "above 0"),
         ("gradex:scale=x", "a number"),
         ("gradex-linear:scale=1", "no option 'scale'"),
+        ("gradex:rank=1000", "expected 1 to"),
     ] {
         world.refused(&format!("rank --estimator {spec}"), 2, &[part]);
     }

@@ -29,6 +29,7 @@ pub use embedding::{embedding, embedding_backward, select_rows, select_rows_back
 pub use gram::add_gram;
 pub use inner_product::inner_product;
 pub use linear::{linear, linear_backward};
+pub(crate) use matmul::{Into, Matrix, MatrixMut, matmul};
 pub use projection::Projection;
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use rope::{RopeTable, rope};

@@ -7,9 +7,11 @@ use crate::files;
 use crate::kernels::{Floats, Projection};
 use crate::mixture::{Mixture, Notation};
 use crate::model::{Layout, Parameter};
-use crate::pool::{Manifest, Partition, Pool};
+use crate::pool::{Partition, Pool, Recipe};
 use crate::rng::Stream;
-use crate::text::{Batch, Batches, Share};
+use crate::text::{Batch, Batches, Share, TokenFile};
+use crate::train::{AdapterTrainer, Adapters, State};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Instant;
@@ -21,32 +23,95 @@ const REPEAT: u64 = 1 << 20;
 /// The share of labels that are 1.
 const POSITIVE: f64 = 0.7;
 
+/// Seconds of training adapters between two stored states.
+const SAVE_EVERY: f64 = 30.0;
+/// s of adapters, the authors' α / rank for small models.
+const ADAPTER_SCALE: f32 = 8.0;
+
 /// θ*: a model trained on all partitions, and the part of it that is moved.
 pub(super) struct Meta {
-    pub(super) manifest: Manifest,
+    /// Names θ* by its content.
+    pub(super) id: String,
+    /// What is moved, and what is not: the whole model, or its adapters.
     pub(super) parameters: Vec<f32>,
     pub(super) moved: Vec<Range<usize>>,
     /// ‖θ*‖ of the moved part.
     pub(super) norm: f64,
+    pub(super) cost: Cost,
+    adapted: Option<Adapted>,
+}
+
+/// A model under adapters.
+struct Adapted {
+    base: Vec<f32>,
+    adapters: Adapters,
 }
 
 impl Meta {
-    /// Trains θ* or reads it: the uniform mixture of all partitions, with the budget of a truth, its batches in an order
-    /// that no truth has.
-    pub(super) fn new(question: &Question<'_>) -> Result<Self> {
+    /// Trains θ* or reads it: on the uniform mixture of all partitions, with the budget of a truth, its batches in an order
+    /// that no truth has. With a rank above 0 only adapters of that rank are trained, on the seed model.
+    pub(super) fn new(question: &Question<'_>, rank: usize) -> Result<Self> {
         let (pool, observer) = (question.pool, question.observer);
         pool.get_or_train(&pool.seed_recipe()?, "seed model", observer)?;
         let all = Mixture::parse("all", &pool.unit_counts()?, Notation::default())?;
         let recipe = pool.mixture_recipe(&all, question.tokens)?.repeated(REPEAT);
+        if rank > 0 {
+            return Self::adapted(question, &recipe, rank);
+        }
         let manifest = pool.get_or_train(&recipe, "meta-initialisation", observer)?;
         let parameters = Pool::checkpoint(&pool.object_folder(&manifest.id))?.read(pool.layout())?;
         let is_moved = |parameter: &&Parameter| parameter.decays() && !is_excluded(&parameter.name);
         let moved: Vec<_> = pool.layout().parameters().iter().filter(is_moved).map(Parameter::range).collect();
         let norm = length(moved.iter().flat_map(|range| &parameters[range.clone()]));
-        Ok(Self { manifest, parameters, moved, norm })
+        let cost = Cost::of_training(&manifest);
+        Ok(Self { id: manifest.weights, parameters, moved, norm, cost, adapted: None })
     }
 
-    /// Pᵀx of the moved part of a vector in the order of the layout.
+    fn adapted(question: &Question<'_>, recipe: &Recipe, rank: usize) -> Result<Self> {
+        let pool = question.pool;
+        let adapters = Adapters::new(pool.layout(), rank, ADAPTER_SCALE)?;
+        let seed = pool.seed_member()?;
+        let base = Pool::checkpoint(&seed.folder)?.read(pool.layout())?;
+        let key = format!("gradex adapters version {VERSION} rank {rank} recipe {}", recipe.id()?);
+        let cost = pool.fitted(&key, || {
+            let start = Instant::now();
+            let id = files::hash(key.as_bytes());
+            let values = train(question, recipe, &base, &adapters, &id)?;
+            pool.store_tensors(&key, adapters.layout(), &values)?;
+            pool.remove_state(&id)?;
+            let train_tokens = recipe.train.steps * recipe.train.tokens_per_step();
+            let flops = 6.0 * pool.layout().len() as f64 * train_tokens as f64;
+            Ok(Cost { train_tokens, flops, seconds: start.elapsed().as_secs_f64() })
+        })?;
+        let parameters = pool.stored_tensors(&key)?.read(adapters.layout())?;
+        let bytes: Vec<u8> = parameters.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let id = format!("{} and adapters {}", seed.weights, files::hash(&bytes));
+        let (moved, norm) = (vec![0..parameters.len()], length(parameters.iter()));
+        Ok(Self { id, parameters, moved, norm, cost, adapted: Some(Adapted { base, adapters }) })
+    }
+
+    /// Whether adapters are moved and not the model.
+    pub(super) fn is_adapted(&self) -> bool {
+        self.adapted.is_some()
+    }
+
+    /// Writes the model whose moved and other parameters are `parameters` over `out`.
+    pub(super) fn write(&self, parameters: &[f32], out: &mut [f32]) {
+        match &self.adapted {
+            None => out.copy_from_slice(parameters),
+            Some(Adapted { base, adapters }) => adapters.merge(base, parameters, out),
+        }
+    }
+
+    /// The gradient by θ*'s parameters, from that by the model's.
+    pub(super) fn gradient<'g>(&self, whole: &'g [f32]) -> Cow<'g, [f32]> {
+        let Some(Adapted { adapters, .. }) = &self.adapted else { return Cow::Borrowed(whole) };
+        let mut own = vec![0.0; self.parameters.len()];
+        adapters.gradient(&self.parameters, whole, &mut own);
+        Cow::Owned(own)
+    }
+
+    /// Pᵀx of the moved part of a vector.
     pub(super) fn project(&self, projection: Projection, x: &[f32]) -> Vec<f64> {
         let mut sums = vec![0.0; projection.columns()];
         self.moved.iter().for_each(|range| projection.project(range.start, &x[range.clone()], &mut sums));
@@ -64,6 +129,24 @@ impl Meta {
     pub(super) fn n_moved(&self) -> usize {
         self.moved.iter().map(ExactSizeIterator::len).sum()
     }
+}
+
+/// Trains adapters by a recipe, from where the training called `id` was stopped.
+fn train(question: &Question<'_>, recipe: &Recipe, base: &[f32], adapters: &Adapters, id: &str) -> Result<Vec<f32>> {
+    let (pool, train) = (question.pool, &recipe.train);
+    let files = recipe.data.iter().map(|share| pool.tokens(&share.tokens)).collect::<Result<Vec<TokenFile>>>()?;
+    let shares = recipe.data.iter().zip(&files).map(|(share, tokens)| {
+        let documents = share.documents.0..share.documents.1;
+        Share { tokens, documents, weight: share.weight }
+    });
+    let shares: Vec<Share<'_>> = shares.collect();
+    let mut batches = Batches::new(&shares, recipe.prefix_token, train.sequence_length, train.seed)?;
+    let path = pool.state_path(id);
+    let fresh = || State::fresh(adapters.initial_values(train.seed));
+    let state = State::load(&path, adapters.layout())?.unwrap_or_else(fresh);
+    let trainer = AdapterTrainer::new(&recipe.model, pool.layout(), train, base, adapters, state)?;
+    let save = |state: &State| state.save(&path);
+    trainer.run(&mut batches, "adapters of all partitions", question.observer, SAVE_EVERY, save)
 }
 
 /// Embeddings, the output matrix and norms are not moved, as in the authors' program.
@@ -102,7 +185,7 @@ impl Features {
         let partitions = pool.partitions()?;
         let all =
             partitions.values().flat_map(|partition| (0..partition.units.len()).map(move |unit| (partition, unit)));
-        let keyed = |(partition, unit)| (partition, unit, key(meta, partition, unit, projection, samples));
+        let keyed = |(partition, unit)| (partition, unit, key(pool, meta, partition, unit, projection, samples));
         let all: Vec<_> = all.map(keyed).collect();
         let missing = all.iter().filter(|(_, _, key)| !pool.is_fitted(key)).count() as u64;
         if missing > 0 {
@@ -140,16 +223,13 @@ pub(super) fn sequences(pool: &Pool, partition: &Partition, unit: usize, samples
 }
 
 /// All that the features of a unit depend on.
-fn key(meta: &Meta, partition: &Partition, unit: usize, projection: Projection, samples: usize) -> String {
-    let ((first, end), train) = (partition.units[unit], &meta.manifest.recipe.train);
+fn key(pool: &Pool, meta: &Meta, partition: &Partition, unit: usize, projection: Projection, samples: usize) -> String {
+    let ((first, end), settings) = (partition.units[unit], pool.settings());
+    let (train, prefix) = (&settings.expert, settings.prefix_token);
     format!(
         "gradex features version {VERSION} model {} tokens {} documents {first}..{end} sequences {samples} of {} seed {} \
-         prefix {} projection {projection:?}",
-        meta.manifest.weights,
-        partition.tokens,
-        train.sequence_length,
-        train.seed - REPEAT,
-        meta.manifest.recipe.prefix_token,
+         prefix {prefix} projection {projection:?}",
+        meta.id, partition.tokens, train.sequence_length, train.seed,
     )
 }
 
@@ -166,12 +246,12 @@ fn measure(pool: &Pool, meta: &Meta, batch: &Batch, projection: Projection, key:
     let length = pool.settings().expert.sequence_length;
     let evaluator = Evaluator::new(&pool.settings().model, pool.layout(), length)?;
     evaluator.set(|out| {
-        out.copy_from_slice(&meta.parameters);
+        meta.write(&meta.parameters, out);
         Ok(())
     })?;
     let mut features = Vec::new();
     evaluator.log_odds_gradients(batch, length, |_, gradient| {
-        features.extend(meta.project(projection, gradient).into_iter().map(|value| value as f32));
+        features.extend(meta.project(projection, &meta.gradient(gradient)).into_iter().map(|value| value as f32));
         Ok(())
     })?;
     let rows = features.len() / projection.columns();

@@ -58,8 +58,9 @@ pub fn linearity(
     let evaluator = Evaluator::new(&pool.settings().model, pool.layout(), length_of_sequence)?;
     let place = |way: &[f32], distance: f64| {
         evaluator.set(|out| {
-            let moved = meta.parameters.iter().zip(way).map(|(start, way)| start + distance as f32 * way);
-            out.iter_mut().zip(moved).for_each(|(out, moved)| *out = moved);
+            let moved: Vec<f32> =
+                meta.parameters.iter().zip(way).map(|(start, way)| start + distance as f32 * way).collect();
+            meta.write(&moved, out);
             Ok(())
         })
     };
@@ -67,18 +68,17 @@ pub fn linearity(
 
     let mut mean = vec![0f32; meta.parameters.len()];
     evaluator.log_odds_gradients(&batch, length_of_sequence, |_, gradient| {
+        let gradient = meta.gradient(gradient);
         let moved = meta.moved.iter().cloned().flatten();
         moved.for_each(|index| mean[index] += gradient[index]);
         observer.check()
     })?;
-    let truth = pool.get_or_train(&pool.mixture_recipe(mixture, question.tokens)?, "truth", observer)?;
-    let truth = Pool::checkpoint(&pool.object_folder(&truth.id))?.read(pool.layout())?;
-    let mut trained = vec![0f32; truth.len()];
-    meta.moved.iter().cloned().flatten().for_each(|index| trained[index] = truth[index] - meta.parameters[index]);
-
     let (w, _) = fitted.direction(mixture)?;
-    let ways = [("fitted", meta.back_project(fitted.projection, &w)), ("gradient", mean), ("trained", trained)];
-    let mut directions = ways.map(|(name, mut way)| {
+    let mut ways = vec![("fitted", meta.back_project(fitted.projection, &w)), ("gradient", mean)];
+    if !meta.is_adapted() {
+        ways.push(("trained", to_truth(question, &fitted, mixture)?)); // a truth has no adapters
+    }
+    let aim = |(name, mut way): (&'static str, Vec<f32>)| {
         let factor = meta.norm / length(way.iter());
         way.iter_mut().for_each(|x| *x *= factor as f32);
         let projected = match name {
@@ -86,11 +86,13 @@ pub fn linearity(
             _ => meta.project(fitted.projection, &way),
         };
         Direction { name, way, projected, slopes: Vec::new() }
-    });
+    };
+    let mut directions: Vec<Direction> = ways.into_iter().map(aim).collect();
     let mut start = Vec::new();
     evaluator.log_odds_gradients(&batch, length_of_sequence, |output, gradient| {
         start.push(output);
-        let feature = meta.project(fitted.projection, gradient);
+        let gradient = meta.gradient(gradient);
+        let feature = meta.project(fitted.projection, &gradient);
         for direction in &mut directions {
             let exact = gradient.iter().zip(&direction.way).map(|(g, x)| f64::from(*g) * f64::from(*x)).sum();
             let projected = feature.iter().zip(&direction.projected).map(|(g, x)| g * x).sum();
@@ -112,6 +114,16 @@ pub fn linearity(
     }
     observer.finish();
     Ok(rows)
+}
+
+/// From θ* to the model really trained on a mixture, over the part that moves.
+fn to_truth(question: &Question<'_>, fitted: &Fitted<'_>, mixture: &Mixture) -> Result<Vec<f32>> {
+    let (pool, meta) = (question.pool, &fitted.meta);
+    let truth = pool.get_or_train(&pool.mixture_recipe(mixture, question.tokens)?, "truth", question.observer)?;
+    let truth = Pool::checkpoint(&pool.object_folder(&truth.id))?.read(pool.layout())?;
+    let mut way = vec![0f32; truth.len()];
+    meta.moved.iter().cloned().flatten().for_each(|index| way[index] = truth[index] - meta.parameters[index]);
+    Ok(way)
 }
 
 fn row(direction: &Direction, distance: f64, start: &[f64], end: &[f64]) -> LinearityRow {

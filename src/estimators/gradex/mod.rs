@@ -7,7 +7,7 @@
 //! ‖θ*‖, θ̂ = θ* + Δ. `gradex` scores θ̂; `gradex-linear` says f(θ*) + ⟨g̃, w⟩ of the eval set and runs no model.
 //!
 //! Where this differs from the paper: sequences of text instead of instructions with answers, so every token is a label; all
-//! linear layers move (`rank=0`), where the paper trains adapters of the queries, keys and values; and a mixture has weights:
+//! linear layers move unless `rank` asks for the paper's adapters of the queries, keys and values; and a mixture has weights:
 //! each sequence counts wᵢ / Σ wⱼ², which is 1 in a mixture of equal weights.
 
 mod features;
@@ -29,12 +29,15 @@ use features::{Features, Meta, length};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-pub(super) const OPTIONS: &[OptionRow] = &[COLUMNS, SAMPLES, SCALE];
-pub(super) const LINEAR_OPTIONS: &[OptionRow] = &[COLUMNS, SAMPLES];
+pub(super) const OPTIONS: &[OptionRow] = &[COLUMNS, SAMPLES, SCALE, RANK];
+pub(super) const LINEAR_OPTIONS: &[OptionRow] = &[COLUMNS, SAMPLES, RANK];
 const COLUMNS: OptionRow = OptionRow { name: "d", default: "200", help: "dimensions that gradients are projected to" };
 const SAMPLES: OptionRow = OptionRow { name: "samples", default: "32", help: "sequences of each unit" };
 const SCALE: OptionRow =
     OptionRow { name: "scale", default: "0.05", help: "length of the step as a share of ‖θ*‖" };
+
+const RANK: OptionRow =
+    OptionRow { name: "rank", default: "0", help: "rank of adapters to train and move; 0 moves all linear layers" };
 
 /// Version of the fit; raised when the same inputs would give other numbers.
 const VERSION: u32 = 1;
@@ -79,11 +82,16 @@ impl<'a> Fitted<'a> {
         }
         let Question { pool, observer, .. } = *question;
         let projection = Projection::new(0, columns);
-        let meta = Meta::new(question)?;
+        let rank: usize = options.number("rank")?;
+        let meta = Meta::new(question, rank)?;
         let features = Features::new(question, &meta, projection, samples)?;
-        let cost = Cost::of_training(&meta.manifest) + features.cost;
+        let cost = meta.cost + features.cost;
         let usual = OPTIONS.iter().all(|row| options.text(row.name) == row.default);
-        let kind = if usual { "gradex".into() } else { format!("gradex:d={columns},samples={samples},scale={scale}") };
+        let kind = if usual {
+            "gradex".into()
+        } else {
+            format!("gradex:d={columns},samples={samples},scale={scale},rank={rank}")
+        };
         Ok(Self { pool, observer, meta, features, projection, scale, kind, cost })
     }
 
@@ -145,8 +153,8 @@ impl Forward<'_> {
         let Self { scorer, fitted } = self;
         scorer.score_with(&fitted.key(mixture), &mixture.to_string(), &fitted.kind, fitted.observer, |_, out| {
             let way = fitted.way(mixture)?;
-            let moved = fitted.meta.parameters.iter().zip(&way).map(|(start, way)| start + way);
-            out.iter_mut().zip(moved).for_each(|(out, moved)| *out = moved);
+            let moved: Vec<f32> = fitted.meta.parameters.iter().zip(&way).map(|(start, way)| start + way).collect();
+            fitted.meta.write(&moved, out);
             Ok(())
         })
     }
@@ -189,7 +197,7 @@ impl<'a> Linear<'a> {
         let (meta, projection) = (&fitted.meta, fitted.projection);
         let mut evals = Vec::new();
         for eval in 0..question.evals.len() {
-            let (weights, key) = (&meta.manifest.weights, scorer.eval_key(eval));
+            let (weights, key) = (&meta.id, scorer.eval_key(eval));
             let key = format!("gradex eval version {VERSION} model {weights} eval {key} projection {projection:?}");
             evals.push(question.pool.fitted(&key, || {
                 question.observer.check()?;
@@ -209,8 +217,8 @@ fn differentiate(
     projection: Projection,
 ) -> Result<EvalFeature> {
     let start = Instant::now();
-    let (output, gradient) = scorer.log_odds_gradient(eval, &meta.parameters)?;
-    let feature = meta.project(projection, &gradient);
+    let (output, gradient) = scorer.log_odds_gradient(eval, |out| meta.write(&meta.parameters, out))?;
+    let feature = meta.project(projection, &meta.gradient(&gradient));
     let passes = 6.0 * pool.layout().len() as f64 * scorer.n_tokens(eval)? as f64;
     let flops = passes + 2.0 * (meta.n_moved() * projection.columns()) as f64;
     Ok(EvalFeature { output, feature, cost: Cost { flops, ..Cost::of_seconds(start.elapsed().as_secs_f64()) } })
