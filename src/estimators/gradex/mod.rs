@@ -34,7 +34,7 @@ pub(super) const LINEAR_OPTIONS: &[OptionRow] = &[COLUMNS, SAMPLES, RANK];
 const COLUMNS: OptionRow = OptionRow { name: "d", default: "200", help: "dimensions that gradients are projected to" };
 const SAMPLES: OptionRow = OptionRow { name: "samples", default: "32", help: "sequences of each unit" };
 const SCALE: OptionRow =
-    OptionRow { name: "scale", default: "0.05", help: "length of the step as a share of ‖θ*‖" };
+    OptionRow { name: "scale", default: "0.01", help: "length of the step as a share of ‖θ*‖" };
 
 const RANK: OptionRow =
     OptionRow { name: "rank", default: "0", help: "rank of adapters to train and move; 0 moves all linear layers" };
