@@ -31,10 +31,11 @@ fn number(row: &BTreeMap<String, String>, column: &str) -> f64 {
     row[column].parse().unwrap_or_else(|_| panic!("{column} is '{}' in {row:?}", row[column]))
 }
 
-/// The losses of an estimator on one eval set, by mixture.
+/// What an estimator predicts on one eval set, by mixture: losses, or an order.
 fn losses(rows: &[BTreeMap<String, String>], estimator: &str, eval: &str) -> BTreeMap<String, f64> {
     let of = rows.iter().filter(|row| row["estimator"] == estimator && row["eval_set"] == eval);
-    of.map(|row| (row["mixture"].clone(), number(row, "loss"))).collect()
+    let column = |row: &BTreeMap<String, String>| if row["loss"].is_empty() { "order" } else { "loss" };
+    of.map(|row| (row["mixture"].clone(), number(row, column(row)))).collect()
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod demo;
 mod export;
 mod observer;
 mod question;
+mod select;
 mod show;
 mod validate;
 
@@ -79,6 +80,8 @@ enum Command {
     Rank(question::Rank),
     Validate(validate::Validate),
     Compare(validate::Compare),
+    Select(select::Select),
+    Linearity(select::Linearity),
     /// List the estimators and their options
     Estimators,
     /// Write rankings, scores or a merged model to files
@@ -194,6 +197,8 @@ fn dispatch(command: Command, session: &Session) -> Result<()> {
         Command::Rank(command) => command.run(session),
         Command::Validate(command) => command.run(session),
         Command::Compare(command) => command.run(session),
+        Command::Select(command) => command.run(session),
+        Command::Linearity(command) => command.run(session),
         Command::Estimators => validate::list(session),
         Command::Export(command) => command.run(session),
         Command::Ls => show::list(session),

@@ -11,6 +11,7 @@ mod derivatives;
 mod design;
 mod ensemble;
 mod experts;
+mod gradex;
 mod ground_truth;
 mod lbfgs;
 mod merged;
@@ -25,6 +26,7 @@ pub use cost::Cost;
 pub use derivatives::{Order, STEP, Surrogate};
 pub use design::{Design, Labels};
 pub use ensemble::ensemble_loss;
+pub use gradex::{LinearityRow, Observation, linearity, logistic_regression};
 pub use merged::score_all;
 pub use mixing_law::{Law, LawFit, MixingLaw};
 pub use mixmin::{Descent, Optimum, mixmin};
@@ -176,6 +178,22 @@ pub const METHODS: &[Method] = &[
         gives: Gives::Loss,
         options: regmean::OPTIONS,
         fit: regmean::fit,
+    },
+    Method {
+        name: "gradex",
+        summary: "loss after a step from a model of all partitions along the mixture's gradients",
+        source: "Li et al. 2024, arXiv 2409.19458",
+        gives: Gives::Loss,
+        options: gradex::OPTIONS,
+        fit: gradex::fit,
+    },
+    Method {
+        name: "gradex-linear",
+        summary: "output after such a step, linear in it: no model is run",
+        source: "Li et al. 2024, arXiv 2409.19458",
+        gives: Gives::Order,
+        options: gradex::LINEAR_OPTIONS,
+        fit: gradex::fit_linear,
     },
     Method {
         name: "ground-truth",

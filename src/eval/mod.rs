@@ -3,6 +3,7 @@
 mod evaluator;
 mod gradient;
 mod grams;
+mod log_odds;
 mod score;
 
 pub use evaluator::{EvalSet, Evaluator};

@@ -93,18 +93,79 @@ pub fn cross_entropy_backward(
     scale: f32,
     dw: &Tensor,
 ) -> Result<(Vec<f64>, Tensor)> {
+    backward(
+        exec,
+        x,
+        w,
+        targets,
+        dw,
+        #[inline(always)]
+        |logits, target| row_nll(logits, target, scale),
+    )
+}
+
+/// The [`log_odds`] of each target, and the gradients of `scale · Σ log-odds`: adds to `dw`, returns `dx`.
+///
+/// # Shapes
+/// As [`cross_entropy_backward`].
+pub fn log_odds_backward(
+    exec: Exec,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    scale: f32,
+    dw: &Tensor,
+) -> Result<(Vec<f64>, Tensor)> {
+    backward(
+        exec,
+        x,
+        w,
+        targets,
+        dw,
+        #[inline(always)]
+        |logits, target| row_log_odds(logits, target, scale),
+    )
+}
+
+/// ln(p / (1 − p)) of a probability clipped as in the program of Li et al. 2024 (arXiv 2409.19458): above 0.9 it is lowered
+/// by 0.01, below 0.001 raised by as much.
+pub fn log_odds(p: f64) -> f64 {
+    let p = clipped(p);
+    (p / (1.0 - p)).ln()
+}
+
+fn clipped(p: f64) -> f64 {
+    if p > 0.9 {
+        p - 0.01
+    } else if p < 0.001 {
+        p + 0.01
+    } else {
+        p
+    }
+}
+
+/// What `row` makes of the logits of each row and its target, and the gradients: `row` leaves those of the logits in their
+/// place.
+fn backward(
+    exec: Exec,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    dw: &Tensor,
+    row: impl Fn(&mut [f32], usize) -> f64 + Sync,
+) -> Result<(Vec<f64>, Tensor)> {
     let (n, width) = x.dims2()?;
     let vocabulary = w.dim(0)?;
     check(targets, vocabulary)?;
     let (x, w) = (values(x)?, values(w)?);
     let rows = chunk_rows(vocabulary);
     let mut logits = vec![0f32; rows.min(n) * vocabulary];
-    let mut nll = Vec::with_capacity(n);
+    let mut outputs = Vec::with_capacity(n);
     let mut dx = vec![0f32; n * width];
     for ((x, dx), targets) in x.chunks(rows * width).zip(dx.chunks_mut(rows * width)).zip(targets.chunks(rows)) {
         let logits = &mut logits[..targets.len() * vocabulary];
         tile_logits(exec, x, &w, width, logits);
-        nll.extend(rows_nll(exec, logits, vocabulary, targets, scale));
+        outputs.extend(each_row(exec, logits, vocabulary, targets, &row));
         let dlogits = Matrix::new(logits, targets.len(), vocabulary);
         let w = Matrix::new(&w, vocabulary, width);
         matmul(exec, Into::Overwrite, MatrixMut::new(dx, targets.len(), width), dlogits, w);
@@ -113,7 +174,7 @@ pub fn cross_entropy_backward(
             matmul(exec, Into::Accumulate, MatrixMut::new(dw, vocabulary, width), dlogits.t(), x);
         })?;
     }
-    Ok((nll, tensor(dx, n, width)?))
+    Ok((outputs, tensor(dx, n, width)?))
 }
 
 /// Refuses targets outside the vocabulary.
@@ -133,20 +194,27 @@ fn tile_logits(exec: Exec, x: &[f32], w: &[f32], width: usize, logits: &mut [f32
     matmul(exec, Into::Overwrite, out, Matrix::new(x, rows, width), Matrix::new(w, vocabulary, width).t());
 }
 
-/// The loss of each row of logits, which are replaced by their gradient times `scale`.
-fn rows_nll(exec: Exec, logits: &mut [f32], vocabulary: usize, targets: &[u32], scale: f32) -> Vec<f64> {
-    let nll: Vec<AtomicU64> = targets.iter().map(|_| AtomicU64::new(0)).collect();
-    for_blocks(exec, logits, vocabulary, |row, logits| {
-        let target = targets[row] as usize;
-        let loss = simd::vectorised(
+/// What `row` makes of each row of logits and its target.
+fn each_row(
+    exec: Exec,
+    logits: &mut [f32],
+    vocabulary: usize,
+    targets: &[u32],
+    row: &(impl Fn(&mut [f32], usize) -> f64 + Sync),
+) -> Vec<f64> {
+    let outputs: Vec<AtomicU64> = targets.iter().map(|_| AtomicU64::new(0)).collect();
+    for_blocks(exec, logits, vocabulary, |index, logits| {
+        let target = targets[index] as usize;
+        let output = simd::vectorised(
             #[inline(always)]
-            || row_nll(logits, target, scale),
+            || row(logits, target),
         );
-        nll[row].store(loss.to_bits(), Ordering::Relaxed);
+        outputs[index].store(output.to_bits(), Ordering::Relaxed);
     });
-    nll.into_iter().map(|bits| f64::from_bits(bits.into_inner())).collect()
+    outputs.into_iter().map(|bits| f64::from_bits(bits.into_inner())).collect()
 }
 
+/// The loss of a row of logits, which are replaced by its gradient times `scale`.
 #[inline(always)]
 fn row_nll(logits: &mut [f32], target: usize, scale: f32) -> f64 {
     let max = simd::max(logits);
@@ -156,4 +224,20 @@ fn row_nll(logits: &mut [f32], target: usize, scale: f32) -> f64 {
     logits.iter_mut().for_each(|p| *p *= factor);
     logits[target] -= scale;
     f64::from(sum).ln() + f64::from(max) - f64::from(chosen)
+}
+
+/// The log-odds of a row of logits, which are replaced by its gradient times `scale`: p′(δ − pⱼ) / (p(1 − p)), with p the
+/// clipped probability of the target and p′ the one before.
+#[inline(always)]
+fn row_log_odds(logits: &mut [f32], target: usize, scale: f32) -> f64 {
+    let max = simd::max(logits);
+    let chosen = logits[target];
+    let sum = simd::exp_sum(logits, max);
+    let before = (f64::from(chosen) - f64::from(max)).exp() / f64::from(sum);
+    let p = clipped(before);
+    let scale = f64::from(scale) * before / (p * (1.0 - p));
+    let factor = (-scale / f64::from(sum)) as f32;
+    logits.iter_mut().for_each(|p| *p *= factor);
+    logits[target] = (scale * (1.0 - before)) as f32;
+    (p / (1.0 - p)).ln()
 }

@@ -7,8 +7,8 @@ use super::{Layout, ModelConfig};
 use crate::error::{Error, Result};
 use crate::kernels::{
     Exec, Heads, RopeTable, add_assign, attention, attention_backward, cross_entropy, cross_entropy_backward,
-    embedding, embedding_backward, linear, linear_backward, rms_norm, rms_norm_backward, rope, select_rows,
-    select_rows_backward, swiglu, swiglu_backward,
+    embedding, embedding_backward, linear, linear_backward, log_odds_backward, rms_norm, rms_norm_backward, rope,
+    select_rows, select_rows_backward, swiglu, swiglu_backward,
 };
 use candle_core::Tensor;
 
@@ -135,17 +135,46 @@ impl Transformer {
         scale: f32,
         gradient: &Weights,
     ) -> Result<f64> {
+        let scale = scale / targets.len() as f32;
+        let nll = self.backward(batch, rows, gradient, |normed| {
+            cross_entropy_backward(self.exec, normed, &self.weights.output, targets, scale, &gradient.output)
+        })?;
+        Ok(nll.iter().sum::<f64>() / targets.len() as f64)
+    }
+
+    /// As [`Self::loss_and_gradient`], of the mean [log-odds](crate::kernels::log_odds) of the targets.
+    pub fn log_odds_and_gradient(
+        &self,
+        batch: Sequences<'_>,
+        rows: Option<&[usize]>,
+        targets: &[u32],
+        scale: f32,
+        gradient: &Weights,
+    ) -> Result<f64> {
+        let scale = scale / targets.len() as f32;
+        let log_odds = self.backward(batch, rows, gradient, |normed| {
+            log_odds_backward(self.exec, normed, &self.weights.output, targets, scale, &gradient.output)
+        })?;
+        Ok(log_odds.iter().sum::<f64>() / targets.len() as f64)
+    }
+
+    /// Runs the model forward and back, adding to `gradient`. `head` takes the normed residual stream where something is
+    /// predicted, `[m, hidden]`, and returns an output of each row and the gradient of what it read.
+    fn backward(
+        &self,
+        batch: Sequences<'_>,
+        rows: Option<&[usize]>,
+        gradient: &Weights,
+        head: impl FnOnce(&Tensor) -> Result<(Vec<f64>, Tensor)>,
+    ) -> Result<Vec<f64>> {
         let mut saved = Vec::with_capacity(self.weights.blocks.len());
         let x = self.hidden(batch, |activations| {
             saved.push(activations);
             Ok(())
         })?;
-        let (exec, eps) = (self.exec, self.eps());
         let predicting = rows.map_or_else(|| Ok(x.clone()), |rows| select_rows(&x, rows))?;
-        let normed = self.norm(&predicting)?;
-        let scale = scale / targets.len() as f32;
-        let (nll, dnormed) =
-            cross_entropy_backward(exec, &normed, &self.weights.output, targets, scale, &gradient.output)?;
+        let (outputs, dnormed) = head(&self.norm(&predicting)?)?;
+        let (exec, eps) = (self.exec, self.eps());
         let dx = rms_norm_backward(exec, &predicting, &self.weights.norm, eps, &dnormed, None, &gradient.norm)?;
         let mut dx = match rows {
             Some(rows) => select_rows_backward(rows, &dx, batch.tokens.len())?,
@@ -155,7 +184,7 @@ impl Transformer {
             dx = self.block_backward(block, into, batch.lengths, activations, dx)?;
         }
         embedding_backward(batch.tokens, &dx, &gradient.embedding)?;
-        Ok(nll.iter().sum::<f64>() / targets.len() as f64)
+        Ok(outputs)
     }
 
     /// Shows `see` what the linear layers read: one input `[tokens, in]` per entry of

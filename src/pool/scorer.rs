@@ -193,6 +193,19 @@ impl Scorer<'_> {
         Ok((gradient.loss, slopes))
     }
 
+    /// The mean log-odds of an eval set's tokens under the model whose parameters `write` writes, and its gradient; both in
+    /// the order of the layout.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when the output is not finite.
+    pub fn log_odds_gradient(&mut self, eval: usize, write: impl FnOnce(&mut [f32])) -> Result<(f64, Vec<f32>)> {
+        self.set(|_, out| {
+            write(out);
+            Ok(())
+        })?;
+        ready(self.evaluator.as_ref())?.set_log_odds_gradient(self.evals[eval].set(self.pool)?)
+    }
+
     /// −ln p of every predicted token of every eval set under one model, read where it was stored before.
     ///
     /// `label` names the model to people.

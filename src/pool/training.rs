@@ -140,7 +140,7 @@ impl Pool {
         trainer.run(&mut batches, name, observer, SAVE_EVERY, |state| state.save(&state_path))?;
         let state = trainer.state()?;
         let manifest = self.publish(&id, recipe, &state, origin.as_deref(), started.elapsed().as_secs_f64())?;
-        remove_if_there(&state_path)?;
+        self.remove_state(&id)?;
         Ok(manifest)
     }
 
@@ -200,8 +200,13 @@ impl Pool {
         staging.write(TOKENIZER, &std::fs::read(&path).map_err(Error::io("read", &path))?)
     }
 
-    fn state_path(&self, id: &str) -> PathBuf {
+    pub(crate) fn state_path(&self, id: &str) -> PathBuf {
         self.root.join("work").join(format!("{id}.state"))
+    }
+
+    /// Drops the state of a training that is finished.
+    pub(crate) fn remove_state(&self, id: &str) -> Result<()> {
+        remove_if_there(&self.state_path(id))
     }
 
     /// Claims a recipe for this process. The claim is a file lock: it ends with the process, however that ends.

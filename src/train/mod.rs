@@ -1,8 +1,10 @@
 //! Train: optimiser steps on a mixture, from given parameters; resumable at any step, bit for bit.
 
+mod adapter;
 mod schedule;
 mod state;
 
+pub use adapter::{AdapterTrainer, Adapters};
 pub use schedule::{Schedule, TrainConfig};
 pub use state::State;
 

@@ -1,7 +1,12 @@
 //! Search: which candidate mixtures to try.
 //!
 //! Candidates come from every subset of the partitions ([`subsets`]), from a lattice over the simplex ([`grid`]), from
-//! a Dirichlet distribution ([`dirichlet`]) or from a file ([`read_candidates`]).
+//! a Dirichlet distribution ([`dirichlet`]) or from a file ([`read_candidates`]); [`forward`] and [`inclusion`] choose
+//! partitions by what candidates score.
+
+mod selection;
+
+pub use selection::{Inclusion, Step, forward, inclusion, keep, random_subsets};
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;

@@ -1,0 +1,87 @@
+//! Log-odds: the mean log-odds of what a model should have predicted, by sequence, and their gradients.
+//!
+//! The scalar output f of Li et al. 2024 (arXiv 2409.19458): the mean of ln(p / (1 − p)) over the tokens to predict.
+
+use super::{EvalSet, Evaluator};
+use crate::error::{Error, Result};
+use crate::kernels::{Exec, fill_zero, log_odds, values};
+use crate::model::{Sequences, Transformer, Weights};
+use crate::text::Batch;
+use candle_core::{DType, Device, Tensor};
+
+/// Passes of an eval set that go through the model together.
+const TOGETHER: usize = 4;
+
+/// A model that is differentiated, and the gradient that it adds to.
+struct Differentiable {
+    model: Transformer,
+    gradient: Tensor,
+    views: Weights,
+}
+
+impl Evaluator {
+    /// Shows `see` the output f of every sequence of `length` ids and its gradient, in the order of the layout, one
+    /// after the other: one gradient exists at a time.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when an output is not; those of `see`.
+    pub fn log_odds_gradients(
+        &self,
+        batch: &Batch,
+        length: usize,
+        mut see: impl FnMut(f64, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let Differentiable { model, gradient, views } = self.differentiable(length)?;
+        for (tokens, targets) in batch.inputs.chunks(length).zip(batch.targets.chunks(length)) {
+            fill_zero(&gradient)?;
+            let sequences = Sequences { tokens, lengths: &[length] };
+            let output = finite(model.log_odds_and_gradient(sequences, None, targets, 1.0, &views)?)?;
+            see(output, &values(&gradient)?)?;
+        }
+        Ok(())
+    }
+
+    /// The mean log-odds of all predicted tokens of an eval set, and its gradient, in the order of the layout.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when the output is not.
+    pub fn set_log_odds_gradient(&self, set: &EvalSet) -> Result<(f64, Vec<f32>)> {
+        let Differentiable { model, gradient, views } = self.differentiable(self.length)?;
+        let mut output = 0.0;
+        for pass in set.passes(TOGETHER) {
+            let share = pass.targets.len() as f64 / set.n_tokens() as f64;
+            let rows = Some(pass.rows.as_slice());
+            output +=
+                share * model.log_odds_and_gradient(pass.sequences(), rows, &pass.targets, share as f32, &views)?;
+        }
+        Ok((finite(output)?, gradient.to_vec1()?))
+    }
+
+    /// The output f of every sequence of `length` ids, by forward passes.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when an output is not.
+    pub fn log_odds(&self, batch: &Batch, length: usize) -> Result<Vec<f64>> {
+        let model = Transformer::new(&self.config, &self.layout, &self.flat, length, Exec::Split)?;
+        let rows: Vec<usize> = (0..length).collect();
+        let output = |(tokens, targets): (&[u32], &[u32])| {
+            let nll = model.nll(Sequences { tokens, lengths: &[length] }, &rows, targets)?;
+            finite(nll.iter().map(|nll| log_odds((-nll).exp())).sum::<f64>() / length as f64)
+        };
+        batch.inputs.chunks(length).zip(batch.targets.chunks(length)).map(output).collect()
+    }
+
+    fn differentiable(&self, length: usize) -> Result<Differentiable> {
+        let gradient = Tensor::zeros(self.layout.len(), DType::F32, &Device::Cpu)?;
+        let views = Weights::views(&self.config, &self.layout, &gradient)?;
+        let model = Transformer::new(&self.config, &self.layout, &self.flat, length, Exec::Split)?;
+        Ok(Differentiable { model, gradient, views })
+    }
+}
+
+fn finite(output: f64) -> Result<f64> {
+    if output.is_finite() {
+        return Ok(output);
+    }
+    Err(Error::NotFinite { what: format!("log-odds {output}"), place: "a differentiated sequence".into() })
+}

@@ -1,0 +1,258 @@
+//! Adapters: low-rank additions to linear layers, trained while everything else stands still.
+//!
+//! Hu et al. 2021 (arXiv 2106.09685): W = W₀ + s B A with A `[rank, in]` and B `[out, rank]`. The gradient of W gives those of
+//! the factors, ∂A = s Bᵀ∂W and ∂B = s ∂W Aᵀ, so a model runs on merged weights and knows nothing of adapters.
+
+use super::{CurvePoint, State, TrainConfig};
+use crate::error::{Error, Result};
+use crate::kernels::{
+    AdamW, Exec, Into, Matrix, MatrixMut, adamw_step, fill_zero, matmul, rewrite, sum_of_squares, values,
+};
+use crate::model::{Layout, ModelConfig, Sequences, Transformer, Weights};
+use crate::progress::Observer;
+use crate::rng::Stream;
+use crate::text::{Batch, Batches};
+use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Instant;
+
+/// The layers that get an adapter: those of Li et al. 2024 (arXiv 2409.19458).
+const TARGETS: [&str; 3] = ["q_proj.weight", "k_proj.weight", "v_proj.weight"];
+
+/// Where adapters lie, in a vector of their own, and what they add to.
+pub struct Adapters {
+    layout: Layout,
+    pairs: Vec<Pair>,
+    scale: f32,
+}
+
+/// The adapter of one matrix `[rows, columns]`.
+struct Pair {
+    weight: Range<usize>,
+    a: Range<usize>,
+    b: Range<usize>,
+    rows: usize,
+    columns: usize,
+    rank: usize,
+}
+
+impl Adapters {
+    /// Adapters of the queries, keys and values of every block, with s = `scale`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the rank is 0 or above the size of a matrix.
+    pub fn new(model: &Layout, rank: usize, scale: f32) -> Result<Self> {
+        let is_target = |name: &str| TARGETS.iter().any(|target| name.ends_with(target));
+        let targets: Vec<_> = model.parameters().iter().filter(|parameter| is_target(&parameter.name)).collect();
+        let largest = targets.iter().flat_map(|parameter| parameter.shape.iter().copied()).min().unwrap_or(0);
+        if !(1..=largest).contains(&rank) {
+            return Err(Error::Usage(format!("adapters of rank {rank}: expected 1 to {largest}")));
+        }
+        let names = |name: &str| ["lora_A", "lora_B"].map(|part| name.replace(".weight", &format!(".{part}.weight")));
+        let mut shapes = BTreeMap::new();
+        for parameter in &targets {
+            let [a, b] = names(&parameter.name);
+            shapes.extend([(a, vec![rank, parameter.shape[1]]), (b, vec![parameter.shape[0], rank])]);
+        }
+        let layout = Layout::from_shapes(shapes);
+        let mut pairs = Vec::with_capacity(targets.len());
+        for parameter in targets {
+            let [a, b] = names(&parameter.name);
+            let (a, b) = (layout.parameter(&a)?.range(), layout.parameter(&b)?.range());
+            let (rows, columns) = (parameter.shape[0], parameter.shape[1]);
+            pairs.push(Pair { weight: parameter.range(), a, b, rows, columns, rank });
+        }
+        Ok(Self { layout, pairs, scale })
+    }
+
+    /// The names and places of the factors.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Adapters that add nothing yet: A uniform in ±1/√in, B = 0, as in `peft`.
+    pub fn initial_values(&self, seed: u64) -> Vec<f32> {
+        let mut values = vec![0.0; self.layout.len()];
+        for parameter in self.layout.parameters().iter().filter(|parameter| parameter.name.contains("lora_A")) {
+            let bound = 1.0 / (parameter.shape[1] as f64).sqrt();
+            let mut stream = Stream::new(seed, &format!("init {}", parameter.name));
+            values[parameter.range()].fill_with(|| (bound * (2.0 * stream.uniform() - 1.0)) as f32);
+        }
+        values
+    }
+
+    /// Writes the parameters `base` with the adapters added over `out`, both in the order of the model's layout.
+    pub fn merge(&self, base: &[f32], adapters: &[f32], out: &mut [f32]) {
+        out.copy_from_slice(base);
+        for pair in &self.pairs {
+            let mut product = vec![0f32; pair.weight.len()];
+            let into = MatrixMut::new(&mut product, pair.rows, pair.columns);
+            matmul(Exec::Split, Into::Overwrite, into, pair.b(adapters), pair.a(adapters));
+            out[pair.weight.clone()].iter_mut().zip(product).for_each(|(w, add)| *w += self.scale * add);
+        }
+    }
+
+    /// Writes the gradient of the adapters over `out`, from that of the merged model, in the order of its layout.
+    pub fn gradient(&self, adapters: &[f32], whole: &[f32], out: &mut [f32]) {
+        for pair in &self.pairs {
+            let whole = Matrix::new(&whole[pair.weight.clone()], pair.rows, pair.columns);
+            let a = MatrixMut::new(&mut out[pair.a.clone()], pair.rank, pair.columns);
+            matmul(Exec::Split, Into::Overwrite, a, pair.b(adapters).t(), whole);
+            let b = MatrixMut::new(&mut out[pair.b.clone()], pair.rows, pair.rank);
+            matmul(Exec::Split, Into::Overwrite, b, whole, pair.a(adapters).t());
+        }
+        out.iter_mut().for_each(|value| *value *= self.scale);
+    }
+}
+
+impl Pair {
+    fn a<'v>(&self, adapters: &'v [f32]) -> Matrix<'v> {
+        Matrix::new(&adapters[self.a.clone()], self.rank, self.columns)
+    }
+
+    fn b<'v>(&self, adapters: &'v [f32]) -> Matrix<'v> {
+        Matrix::new(&adapters[self.b.clone()], self.rows, self.rank)
+    }
+}
+
+/// Adapters in training.
+pub struct AdapterTrainer<'a> {
+    config: &'a TrainConfig,
+    adapters: &'a Adapters,
+    base: &'a [f32],
+    model: Transformer,
+    merged: Tensor,
+    whole: Tensor,
+    views: Weights,
+    values: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    step: u64,
+    curve: Vec<CurvePoint>,
+}
+
+impl<'a> AdapterTrainer<'a> {
+    /// Starts from a state of adapters, fresh or as it was stored, of a model with parameters `base`.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when the layout does not fit the model.
+    pub fn new(
+        model: &ModelConfig,
+        layout: &Layout,
+        config: &'a TrainConfig,
+        base: &'a [f32],
+        adapters: &'a Adapters,
+        state: State,
+    ) -> Result<Self> {
+        let zeros = |length: usize| Tensor::zeros(length, DType::F32, &Device::Cpu);
+        let flat = |values: Vec<f32>| -> Result<Tensor> {
+            let length = values.len();
+            Ok(Tensor::from_vec(values, length, &Device::Cpu)?)
+        };
+        let (merged, whole) = (zeros(layout.len())?, zeros(layout.len())?);
+        Ok(Self {
+            config,
+            adapters,
+            base,
+            model: Transformer::new(model, layout, &merged, config.sequence_length, Exec::Split)?,
+            views: Weights::views(model, layout, &whole)?,
+            merged,
+            whole,
+            gradient: zeros(state.parameters.len())?,
+            values: flat(state.parameters)?,
+            first: flat(state.first)?,
+            second: flat(state.second)?,
+            step: state.step,
+            curve: state.curve,
+        })
+    }
+
+    /// Runs to the end of the schedule; returns the adapters. `save` is called as by [`Trainer::run`](super::Trainer::run).
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when a loss or gradient is not, [`Error::Stopped`] when asked to stop, those of `save`.
+    pub fn run(
+        mut self,
+        batches: &mut Batches,
+        name: &str,
+        observer: &dyn Observer,
+        save_every: f64,
+        mut save: impl FnMut(&State) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let (sequences, tokens) = (self.config.batch_size, self.config.tokens_per_step());
+        batches.skip(self.step * sequences as u64);
+        observer.begin(name, self.config.steps * tokens, "tokens");
+        let mut saved = Instant::now();
+        while self.step < self.config.steps {
+            if let Err(stop) = observer.check() {
+                save(&self.state()?)?;
+                return Err(stop);
+            }
+            let loss = self.step(&batches.next(sequences))?;
+            observer.advance(self.step * tokens, &format!("loss {loss:.3}"));
+            if saved.elapsed().as_secs_f64() >= save_every {
+                save(&self.state()?)?;
+                saved = Instant::now();
+            }
+        }
+        observer.finish();
+        Ok(self.values.to_vec1()?)
+    }
+
+    /// One optimiser step; returns the mean loss before it, in nats per token.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when the loss or the gradient is not.
+    pub fn step(&mut self, batch: &Batch) -> Result<f64> {
+        let length = self.config.sequence_length;
+        let tokens = self.config.micro_batch_size * length;
+        rewrite(&self.merged, |out| {
+            self.adapters.merge(self.base, &values(&self.values)?, out);
+            Ok(())
+        })?;
+        fill_zero(&self.whole)?;
+        let mut loss = 0.0;
+        for (inputs, targets) in batch.inputs.chunks(tokens).zip(batch.targets.chunks(tokens)) {
+            let share = inputs.len() as f64 / batch.inputs.len() as f64;
+            let lengths = vec![length; inputs.len() / length];
+            let sequences = Sequences { tokens: inputs, lengths: &lengths };
+            loss += share * self.model.loss_and_gradient(sequences, None, targets, share as f32, &self.views)?;
+        }
+        rewrite(&self.gradient, |out| {
+            self.adapters.gradient(&values(&self.values)?, &values(&self.whole)?, out);
+            Ok(())
+        })?;
+        let norm = sum_of_squares(&self.gradient)?.sqrt();
+        if !(loss.is_finite() && norm.is_finite()) {
+            let place = format!("step {} of adapters", self.step + 1);
+            return Err(Error::NotFinite { what: format!("loss {loss} or its gradient"), place });
+        }
+        self.update(norm, loss)?;
+        Ok(loss)
+    }
+
+    /// The state now; its parameters are the adapters, in the order of their layout.
+    pub fn state(&self) -> Result<State> {
+        Ok(State {
+            step: self.step,
+            parameters: self.values.to_vec1()?,
+            first: self.first.to_vec1()?,
+            second: self.second.to_vec1()?,
+            curve: self.curve.clone(),
+        })
+    }
+
+    fn update(&mut self, norm: f64, loss: f64) -> Result<()> {
+        let TrainConfig { beta1, beta2, eps, weight_decay, clip, .. } = *self.config;
+        let rate = self.config.rate_at(self.step);
+        self.step += 1;
+        let tokens = self.step * self.config.tokens_per_step();
+        self.curve.push(CurvePoint { step: self.step, tokens, loss, gradient_norm: norm, learning_rate: rate });
+        // PyTorch's clip_grad_norm_ adds 1e-6 to the norm.
+        let gradient_scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let options = AdamW { rate, beta1, beta2, eps, weight_decay, gradient_scale, step: self.step };
+        adamw_step(&options, &self.values, &self.first, &self.second, &self.gradient)
+    }
+}
