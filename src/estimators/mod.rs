@@ -18,6 +18,7 @@ mod mixing_law;
 mod mixmin;
 mod regmean;
 mod regression;
+mod shapley;
 mod spec;
 
 pub use answer::{Answer, ask, stored};
@@ -29,6 +30,7 @@ pub use merged::score_all;
 pub use mixing_law::{Law, LawFit, MixingLaw};
 pub use mixmin::{Descent, Optimum, mixmin};
 pub use regression::{Linear, Trees, TreesFit};
+pub use shapley::{Contributions, contributions};
 pub use spec::{OptionRow, Options, Spec};
 
 use crate::error::Result;
@@ -176,6 +178,14 @@ pub const METHODS: &[Method] = &[
         gives: Gives::Loss,
         options: regmean::OPTIONS,
         fit: regmean::fit,
+    },
+    Method {
+        name: "shapley",
+        summary: "what each partition contributed to the loss during one run on all of them",
+        source: "Wang et al. 2024, arXiv 2406.11011",
+        gives: Gives::Order,
+        options: shapley::OPTIONS,
+        fit: shapley::fit,
     },
     Method {
         name: "ground-truth",

@@ -3,6 +3,7 @@
 mod evaluator;
 mod gradient;
 mod grams;
+mod samples;
 mod score;
 
 pub use evaluator::{EvalSet, Evaluator};

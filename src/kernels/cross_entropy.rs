@@ -93,6 +93,22 @@ pub fn cross_entropy_backward(
     scale: f32,
     dw: &Tensor,
 ) -> Result<(Vec<f64>, Tensor)> {
+    cross_entropy_backward_seen(exec, x, w, targets, scale, dw, &mut |_, _, _| Ok(()))
+}
+
+/// Who is shown some rows: the index of the first, their inputs and the gradients of their logits.
+pub(crate) type SeeRows<'a> = dyn FnMut(usize, &[f32], &[f32]) -> Result<()> + 'a;
+
+/// As [`cross_entropy_backward`], and shows `see` all rows, some at a time and in order, with the gradients of their logits.
+pub(crate) fn cross_entropy_backward_seen(
+    exec: Exec,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    scale: f32,
+    dw: &Tensor,
+    see: &mut SeeRows<'_>,
+) -> Result<(Vec<f64>, Tensor)> {
     let (n, width) = x.dims2()?;
     let vocabulary = w.dim(0)?;
     check(targets, vocabulary)?;
@@ -104,7 +120,9 @@ pub fn cross_entropy_backward(
     for ((x, dx), targets) in x.chunks(rows * width).zip(dx.chunks_mut(rows * width)).zip(targets.chunks(rows)) {
         let logits = &mut logits[..targets.len() * vocabulary];
         tile_logits(exec, x, &w, width, logits);
+        let first_row = nll.len();
         nll.extend(rows_nll(exec, logits, vocabulary, targets, scale));
+        see(first_row, x, logits)?;
         let dlogits = Matrix::new(logits, targets.len(), vocabulary);
         let w = Matrix::new(&w, vocabulary, width);
         matmul(exec, Into::Overwrite, MatrixMut::new(dx, targets.len(), width), dlogits, w);
