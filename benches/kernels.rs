@@ -10,7 +10,7 @@ mod common;
 
 use candle_core::Tensor;
 use mixpool::kernels::{
-    AdamW, Exec, Floats, RopeTable, adamw_step, add_assign, attention, attention_backward, cross_entropy,
+    AdamW, Exec, Floats, Projection, RopeTable, adamw_step, add_assign, attention, attention_backward, cross_entropy,
     cross_entropy_backward, embedding, embedding_backward, linear, linear_backward, rms_norm, rms_norm_backward, rope,
     sum_of_squares, swiglu, swiglu_backward, weighted_sum,
 };
@@ -24,6 +24,8 @@ use std::time::Instant;
 const ROWS: usize = 512;
 /// Flat vectors of the optimiser and the merge: 64 MiB each, beyond the caches.
 const FLAT: usize = 1 << 24;
+/// Dimensions of a random projection.
+const COLUMNS: usize = 200;
 
 fn main() {
     allocator::keep_freed_memory();
@@ -138,6 +140,10 @@ impl Bench {
         self.values("sum_of_squares", FLAT, || {
             black_box(sum_of_squares(&g).unwrap());
         });
+        let (x, p, mut sums) = (g.to_vec1::<f32>().unwrap(), Projection::new(0, COLUMNS), vec![0.0; COLUMNS]);
+        self.operations("sign projection, 200 columns", 2 * COLUMNS * x.len(), || p.project(0, &x, &mut sums));
+        let mut back = x.clone();
+        self.operations("sign back-projection", 2 * COLUMNS * x.len(), || p.back_project(&sums, 0, &mut back));
         let bytes: Vec<u8> = g.to_vec1::<f32>().unwrap().iter().flat_map(|value| value.to_le_bytes()).collect();
         let mut out = vec![0f32; FLAT];
         let half: Vec<u8> = bytes.chunks_exact(4).flat_map(|b| [b[2], b[3]]).collect();

@@ -16,6 +16,7 @@ mod gram;
 mod inner_product;
 mod linear;
 mod matmul;
+mod projection;
 mod rms_norm;
 mod rope;
 mod simd;
@@ -31,6 +32,7 @@ pub use embedding::{embedding, embedding_backward, select_rows, select_rows_back
 pub use gram::add_gram;
 pub use inner_product::inner_product;
 pub use linear::{linear, linear_backward};
+pub use projection::Projection;
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use rope::{RopeTable, rope};
 pub use swiglu::{swiglu, swiglu_backward};
