@@ -106,7 +106,7 @@ fn contributions_are_those_that_torch_gives() {
                 };
                 // f32 gradients are off by 1e-6 of their norm, and inner products of unlike ones are small beside it.
                 assert_within(2e-5, [error(&values.first, &expected["first"])], &format!("{what}: first order"));
-                // Differences of two gradients over a step of a thousandth of the parameters' norm.
+                // Differences of two gradients (see `HESSIAN_STEP`).
                 assert_within(1e-3, [error(&values.second, &expected["second"])], &format!("{what}: second order"));
                 let first_only = case.step(&train, Attribution { update, second_order: false }).0;
                 assert_eq!(first_only.first, values.first);
@@ -141,7 +141,8 @@ fn inner_products_are_those_of_gradients_taken_one_sequence_at_a_time() {
         let (inputs, targets) = (tokens(0, count, 97), tokens(1, count, 97));
         let directions: Vec<Vec<f32>> = (0..3).map(|i| spread(&format!("way {i}"), case.layout.len(), 2.0)).collect();
         let directions = Directions::new(&directions);
-        let model = Transformer::new(&case.config, &case.layout, &flat(case.parameters.clone()), 40, Exec::Split).unwrap();
+        let model =
+            Transformer::new(&case.config, &case.layout, &flat(case.parameters.clone()), 40, Exec::Split).unwrap();
         let gradient = flat(vec![0.0; case.layout.len()]);
         let views = Weights::views(&case.config, &case.layout, &gradient).unwrap();
         let mut along = Along::new(&directions, &lengths);
@@ -184,8 +185,7 @@ fn inner_products_are_those_of_gradients_taken_one_sequence_at_a_time() {
 #[test]
 fn contributions_add_up_to_the_change_of_the_losses() {
     for case in Case::all() {
-        let train = TrainConfig { learning_rate: 0.05, ..case.train.clone() };
-        let (values, _) = case.step(&train, Attribution { update: Update::Sgd, second_order: true });
+        let (values, _) = case.step(&case.train, Attribution { update: Update::Sgd, second_order: true });
         let evaluator = case.evaluator();
         let batch: Vec<Window> = (0..SEQUENCES).map(Case::window).collect();
         let gradient = evaluator.gradients(&[batch.iter().collect()]).unwrap().remove(0).values;
@@ -193,7 +193,7 @@ fn contributions_add_up_to_the_change_of_the_losses() {
         let samples: Vec<Vec<&Window>> = windows.iter().map(|window| vec![window]).collect();
         let losses = || evaluator.gradients(&samples).unwrap().into_iter().map(|gradient| gradient.loss);
         let before: Vec<f64> = losses().collect();
-        let size = (0.05 * train.gradient_scale(norm(&gradient))) as f32;
+        let size = (case.train.learning_rate * case.train.gradient_scale(norm(&gradient))) as f32;
         evaluator
             .set(|out| {
                 out.iter_mut().zip(&gradient).for_each(|(value, gradient)| *value -= size * gradient);
@@ -204,7 +204,8 @@ fn contributions_add_up_to_the_change_of_the_losses() {
             let first: f64 = values.first[loss].iter().sum();
             let second: f64 = values.second[loss].iter().sum();
             let change = after - before;
-            assert!((first + second - change).abs() < 0.1 * (first - change).abs(), "{}: {change}", case.name);
+            let (linear, quadratic) = ((first - change).abs(), (first + second - change).abs());
+            assert!(quadratic < linear / 3.0, "{}: {change}, off by {linear} and {quadratic}", case.name);
             // What is left is of third order.
             assert_within(1e-2, [(first + second - change).abs() / change.abs()], &format!("{}: change", case.name));
         }
@@ -224,12 +225,17 @@ fn a_window_s_direction_and_its_cosines_are_those_of_torch() {
             adamw_direction(&options, &state.first, &state.second, gradient);
             let length = norm(gradient);
             let products = directions.along(gradient).into_iter().zip(&slopes);
-            Ok((length, gradient[..8].to_vec(), products.map(|(p, slope)| p / length / norm(slope)).collect::<Vec<_>>()))
+            Ok((
+                length,
+                gradient[..8].to_vec(),
+                products.map(|(p, slope)| p / length / norm(slope)).collect::<Vec<_>>(),
+            ))
         });
         for ((length, head, cosines), expected) in
             seen.unwrap().into_iter().zip(case.golden["less"].as_array().unwrap())
         {
-            assert_within(1e-6, [common::relative(length, number(&expected["norm"]))], "norm of the direction");
+            // Where the moments are small, the division makes more of the rounding of the gradient.
+            assert_within(1e-5, [common::relative(length, number(&expected["norm"]))], "norm of the direction");
             let heads = numbers(&expected["head"]);
             assert_within(1e-5, [common::distance(&head, &heads) / largest(&heads)], "first values of the direction");
             let errors = cosines.iter().zip(numbers(&expected["cosines"])).map(|(a, b)| (a - b).abs());

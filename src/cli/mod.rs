@@ -3,6 +3,7 @@
 mod data;
 mod demo;
 mod export;
+mod filter;
 mod observer;
 mod question;
 mod show;
@@ -79,6 +80,7 @@ enum Command {
     Rank(question::Rank),
     Validate(validate::Validate),
     Compare(validate::Compare),
+    Filter(filter::Filter),
     /// List the estimators and their options
     Estimators,
     /// Write rankings, scores or a merged model to files
@@ -194,6 +196,7 @@ fn dispatch(command: Command, session: &Session) -> Result<()> {
         Command::Rank(command) => command.run(session),
         Command::Validate(command) => command.run(session),
         Command::Compare(command) => command.run(session),
+        Command::Filter(command) => command.run(session),
         Command::Estimators => validate::list(session),
         Command::Export(command) => command.run(session),
         Command::Ls => show::list(session),

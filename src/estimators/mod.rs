@@ -11,8 +11,10 @@ mod derivatives;
 mod design;
 mod ensemble;
 mod experts;
+mod filter;
 mod ground_truth;
 mod lbfgs;
+mod less;
 mod merged;
 mod mixing_law;
 mod mixmin;
@@ -26,6 +28,7 @@ pub use cost::Cost;
 pub use derivatives::{Order, STEP, Surrogate};
 pub use design::{Design, Labels};
 pub use ensemble::ensemble_loss;
+pub use filter::{DocumentScores, Filter};
 pub use merged::score_all;
 pub use mixing_law::{Law, LawFit, MixingLaw};
 pub use mixmin::{Descent, Optimum, mixmin};
@@ -186,6 +189,14 @@ pub const METHODS: &[Method] = &[
         gives: Gives::Order,
         options: shapley::OPTIONS,
         fit: shapley::fit,
+    },
+    Method {
+        name: "less",
+        summary: "how alike the optimiser's steps on each partition and the gradient of the eval set are",
+        source: "Xia et al. 2024, arXiv 2402.04333",
+        gives: Gives::Order,
+        options: less::OPTIONS,
+        fit: less::fit,
     },
     Method {
         name: "ground-truth",

@@ -47,13 +47,7 @@ impl Directions {
             let mut products = vec![0f32; self.count * n];
             let directions = Matrix::strided(&self.values[offset + start..], self.count, columns, length);
             let rows = Matrix::strided(&rows[start..], n, columns, width);
-            matmul(
-                Exec::Alone,
-                Into::Overwrite,
-                MatrixMut::new(&mut products, self.count, n),
-                directions,
-                rows.t(),
-            );
+            matmul(Exec::Alone, Into::Overwrite, MatrixMut::new(&mut products, self.count, n), directions, rows.t());
             products
         };
         let starts: Vec<usize> = (0..width).step_by(TILE).collect();

@@ -4,7 +4,9 @@
 //! inner products, without a backward pass of their own.
 
 use crate::error::Result;
-use crate::kernels::{Exec, cross_entropy_backward_seen, embedding_backward, linear_backward, rms_norm_backward, values};
+use crate::kernels::{
+    Exec, cross_entropy_backward_seen, embedding_backward, linear_backward, rms_norm_backward, values,
+};
 use candle_core::Tensor;
 
 /// The gradient of one weight, before it is summed over tokens. A tied embedding is shown twice, its parts add up.

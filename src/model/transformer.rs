@@ -7,8 +7,8 @@ use super::tap::{See, Tap};
 use super::{Layout, ModelConfig};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Exec, Heads, RopeTable, add_assign, attention, attention_backward, cross_entropy, embedding, linear, rms_norm, rope,
-    select_rows, select_rows_backward, swiglu, swiglu_backward,
+    Exec, Heads, RopeTable, add_assign, attention, attention_backward, cross_entropy, embedding, linear, rms_norm,
+    rope, select_rows, select_rows_backward, swiglu, swiglu_backward,
 };
 use candle_core::Tensor;
 

@@ -26,7 +26,7 @@ mod token_nll;
 mod training;
 mod watched;
 
-pub use binding::{EvalBinding, Outcome, Partition};
+pub use binding::{EvalBinding, Outcome, Partition, Provenance};
 pub use members::{Checkpoints, Experts, MERGEABLE, Member, score_key};
 pub use recipe::{DataShare, Manifest, Recipe, Start};
 pub use scorer::{Scored, Scorer};

@@ -143,7 +143,6 @@ fn mark_key(run: &str, index: usize) -> String {
 /// First moments, parameters and second moments as one vector, in this order.
 fn with_moments(layout: &Layout) -> Layout {
     let parts = ["first", "parameters", "second"].into_iter();
-    let named =
-        |part| layout.parameters().iter().map(move |p| (format!("{part}.{}", p.name), p.shape.clone()));
+    let named = |part| layout.parameters().iter().map(move |p| (format!("{part}.{}", p.name), p.shape.clone()));
     Layout::from_shapes(parts.flat_map(named).collect())
 }
