@@ -41,7 +41,10 @@ impl Directions {
 
     /// The inner products of every direction, from its value `offset` on, with every row: `[count, rows]`.
     fn products(&self, offset: usize, rows: &[f32], width: usize) -> Vec<f64> {
-        let (n, length) = (rows.len() / width, self.values.len() / self.count.max(1));
+        if self.count == 0 {
+            return Vec::new();
+        }
+        let (n, length) = (rows.len() / width, self.values.len() / self.count);
         let tile = |start: usize| {
             let columns = TILE.min(width - start);
             let mut products = vec![0f32; self.count * n];
@@ -61,7 +64,7 @@ impl Directions {
 
     /// The inner products of every direction with one vector as long: `[count]`.
     pub fn along(&self, vector: &[f32]) -> Vec<f64> {
-        if self.count == 0 { Vec::new() } else { self.products(0, vector, vector.len()) }
+        self.products(0, vector, vector.len())
     }
 }
 

@@ -1,7 +1,8 @@
 //! Warm-up: the run that `LESS` takes its checkpoints from, each with the optimiser's moments.
 //!
-//! It is the run on all partitions in equal parts; checkpoints lie at equal distances, the last at its end. The paper warms
-//! up on 5 % of its data for four epochs and keeps one checkpoint an epoch.
+//! It is the run on all partitions in equal parts, without those that were filtered from others: so filtering once more, for
+//! the same or for another target, starts from the same run. Checkpoints lie at equal distances, the last at its end. The
+//! paper warms up on 5 % of its data for four epochs and keeps one checkpoint an epoch.
 
 use crate::error::{Error, Result};
 use crate::estimators::{Cost, Question};
@@ -95,7 +96,9 @@ impl<'a> WarmUp<'a> {
 
 fn recipe(question: &Question<'_>, tokens: u64) -> Result<Recipe> {
     let pool = question.pool;
-    let all = Mixture::parse("all", &pool.unit_counts()?, Notation::default())?;
+    let registered = pool.partitions()?.into_values().filter(|partition| partition.filtered.is_none());
+    let names: Vec<String> = registered.map(|partition| partition.name).collect();
+    let all = Mixture::parse(&names.join("+"), &pool.unit_counts()?, Notation::default())?;
     let tokens = (tokens > 0).then_some(tokens).or(question.tokens);
     let mut recipe = pool.mixture_recipe(&all, tokens)?;
     if tokens.is_none() {
