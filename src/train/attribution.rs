@@ -10,7 +10,12 @@
 //! * [`Update::Sgd`]: uᵢ = −η c gᵢ / B, with the step's rate η, its clip factor c and B sequences: the paper's formula, which
 //!   it too applies to runs that were not plain descent. A sum of these is no prediction of the change of a loss.
 //! * [`Update::Adam`]: uᵢ = −η c D gᵢ / B, with D = 1 / (√v̂ + ε) of the step (its own gradient included, taken as given). A
-//!   gradient is credited at once with all that the momentum carries of it into later steps; decay is nobody's.
+//!   gradient is credited at once with all that the momentum carries of it into later steps; decay is nobody's. Noise that
+//!   the momentum would average out is credited at full length too, so the second order overstates how losses bend.
+//!
+//! Neither adds up to what a run did. On the study's pool (30 steps, 14 eval sets; `results/2026-11-22-gradients`) losses fell
+//! by 0.02 to 0.37 nats; the first-order sums over the run are 0.2 to 2 % of that by descent, and 0.22 to 0.45 nats too
+//! low by the optimiser's. Over eval sets, either correlates with the change (0.84 and 0.83).
 //!
 //! Per step, the losses' gradients are taken at θ, and the step's own backward pass takes their inner products with every
 //! gᵢ ([`Along`]). Curvature and preconditioner depend on the whole step: they cost a backward pass before it.
