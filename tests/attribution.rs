@@ -64,7 +64,7 @@ impl Case {
 
     fn evaluator(&self) -> Evaluator {
         let evaluator = Evaluator::new(&self.config, &self.layout, LENGTH).unwrap();
-        evaluator.set(|out| Ok(out.copy_from_slice(&self.parameters))).unwrap();
+        set(&evaluator, &self.parameters);
         evaluator
     }
 
@@ -79,12 +79,20 @@ impl Case {
         let mut trainer = Trainer::new(&self.config, &self.layout, train, self.state()).unwrap();
         let evaluator = self.evaluator();
         let mut gradients = |_: u64, parameters: &[f32]| {
-            evaluator.set(|out| Ok(out.copy_from_slice(parameters)))?;
+            set(&evaluator, parameters);
             Ok(Self::losses(&evaluator))
         };
         let step = trainer.step_attributed(&mut Self::batches(), "test", attribution, &mut gradients);
         (step.unwrap().1, trainer.state().unwrap().parameters)
     }
+}
+
+fn set(evaluator: &Evaluator, parameters: &[f32]) {
+    let write = |out: &mut [f32]| {
+        out.copy_from_slice(parameters);
+        Ok(())
+    };
+    evaluator.set(write).unwrap();
 }
 
 const UPDATES: [(&str, Update); 2] = [("sgd", Update::Sgd), ("adam", Update::Adam)];
@@ -159,7 +167,7 @@ fn inner_products_are_those_of_gradients_taken_one_sequence_at_a_time() {
         let got = along.sums();
         let mut start = 0;
         let mut errors = Vec::new();
-        let mut totals = vec![0.0; 3];
+        let mut totals = [0.0; 3];
         for (sequence, length) in lengths.iter().enumerate() {
             let rows = start..start + length;
             start += length;
