@@ -14,9 +14,10 @@ use world::World;
 
 const EVALS: [&str; 2] = ["code-test", "wiki-test"];
 
-/// The names of all methods but the truth.
+/// The names of all methods that train nothing but experts.
 fn names() -> Vec<&'static str> {
-    METHODS.iter().map(|method| method.name).filter(|name| *name != "ground-truth").collect()
+    const TRAINING: [&str; 3] = ["ground-truth", "shapley", "less"];
+    METHODS.iter().map(|method| method.name).filter(|name| !TRAINING.contains(name)).collect()
 }
 
 /// The lines of a CSV, each by its header.

@@ -3,6 +3,7 @@
 mod data;
 mod demo;
 mod export;
+mod filter;
 mod observer;
 mod question;
 mod select;
@@ -82,6 +83,7 @@ enum Command {
     Compare(validate::Compare),
     Select(select::Select),
     Linearity(select::Linearity),
+    Filter(filter::Filter),
     /// List the estimators and their options
     Estimators,
     /// Write rankings, scores or a merged model to files
@@ -199,6 +201,7 @@ fn dispatch(command: Command, session: &Session) -> Result<()> {
         Command::Compare(command) => command.run(session),
         Command::Select(command) => command.run(session),
         Command::Linearity(command) => command.run(session),
+        Command::Filter(command) => command.run(session),
         Command::Estimators => validate::list(session),
         Command::Export(command) => command.run(session),
         Command::Ls => show::list(session),

@@ -11,14 +11,17 @@ mod derivatives;
 mod design;
 mod ensemble;
 mod experts;
+mod filter;
 mod gradex;
 mod ground_truth;
 mod lbfgs;
+mod less;
 mod merged;
 mod mixing_law;
 mod mixmin;
 mod regmean;
 mod regression;
+mod shapley;
 mod spec;
 
 pub use answer::{Answer, ask, stored};
@@ -26,11 +29,13 @@ pub use cost::Cost;
 pub use derivatives::{Order, STEP, Surrogate};
 pub use design::{Design, Labels};
 pub use ensemble::ensemble_loss;
+pub use filter::{DocumentScores, Filter};
 pub use gradex::{LinearityRow, Observation, linearity, logistic_regression};
 pub use merged::score_all;
 pub use mixing_law::{Law, LawFit, MixingLaw};
 pub use mixmin::{Descent, Optimum, mixmin};
 pub use regression::{Linear, Trees, TreesFit};
+pub use shapley::{Contributions, contributions};
 pub use spec::{OptionRow, Options, Spec};
 
 use crate::error::Result;
@@ -194,6 +199,22 @@ pub const METHODS: &[Method] = &[
         gives: Gives::Order,
         options: gradex::LINEAR_OPTIONS,
         fit: gradex::fit_linear,
+    },
+    Method {
+        name: "shapley",
+        summary: "what each partition contributed to the loss during one run on all of them",
+        source: "Wang et al. 2024, arXiv 2406.11011",
+        gives: Gives::Order,
+        options: shapley::OPTIONS,
+        fit: shapley::fit,
+    },
+    Method {
+        name: "less",
+        summary: "how alike the optimiser's steps on each partition and the gradient of the eval set are",
+        source: "Xia et al. 2024, arXiv 2402.04333",
+        gives: Gives::Order,
+        options: less::OPTIONS,
+        fit: less::fit,
     },
     Method {
         name: "ground-truth",

@@ -59,6 +59,11 @@ impl EvalSet {
         self.n_bytes
     }
 
+    /// The windows, in document order.
+    pub(super) fn windows(&self) -> impl Iterator<Item = &Window> {
+        self.packs.iter().flatten()
+    }
+
     /// The passes through the model in document order, `together` at a time.
     pub(super) fn passes(&self, together: usize) -> impl Iterator<Item = Pass> {
         self.packs.chunks(together).map(|packs| Pass::new(packs.iter().flatten()))
@@ -75,7 +80,7 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    fn new<'a>(windows: impl Iterator<Item = &'a Window>) -> Self {
+    pub(super) fn new<'a>(windows: impl Iterator<Item = &'a Window>) -> Self {
         let mut pass = Self { tokens: Vec::new(), lengths: Vec::new(), rows: Vec::new(), targets: Vec::new() };
         for window in windows {
             pass.tokens.extend(&window.input);
@@ -119,7 +124,7 @@ impl Evaluator {
     /// The negative log-likelihood of every document, in nats: sums in f64, token by token in document order.
     pub fn nll(&self, set: &EvalSet) -> Result<Vec<f64>> {
         let mut documents = vec![0.0; set.n_docs];
-        let windows = set.packs.iter().flatten();
+        let windows = set.windows();
         let owners = windows.flat_map(|window| std::iter::repeat_n(window.document, window.targets.len()));
         owners.zip(self.token_nll(set)?).for_each(|(document, nll)| documents[document] += nll);
         Ok(documents)

@@ -37,15 +37,19 @@ impl Evaluator {
             loss += share * model.loss_and_gradient(pass.sequences(), rows, &pass.targets, share as f32, &views)?;
         }
         let gradient = Gradient { loss, values: gradient.to_vec1()? };
-        if loss.is_finite() && gradient.values.iter().all(|value| value.is_finite()) {
-            return Ok(gradient);
-        }
-        let place = format!("an eval set of {} tokens", set.n_tokens());
-        Err(Error::NotFinite { what: format!("loss {loss} or its gradient"), place })
+        gradient.checked(&format!("an eval set of {} tokens", set.n_tokens()))
     }
 }
 
 impl Gradient {
+    /// Itself, unless something of it is not finite.
+    pub(super) fn checked(self, place: &str) -> Result<Self> {
+        if self.loss.is_finite() && self.values.iter().all(|value| value.is_finite()) {
+            return Ok(self);
+        }
+        Err(Error::NotFinite { what: format!("loss {} or its gradient", self.loss), place: place.to_owned() })
+    }
+
     /// ⟨∇L, θ⟩, the derivative of the loss along the parameters of a model, summed in f64 from its mapped file.
     ///
     /// # Errors

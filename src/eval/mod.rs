@@ -4,6 +4,7 @@ mod evaluator;
 mod gradient;
 mod grams;
 mod log_odds;
+mod samples;
 mod score;
 
 pub use evaluator::{EvalSet, Evaluator};

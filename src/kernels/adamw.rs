@@ -90,6 +90,41 @@ impl Update {
     }
 }
 
+/// Replaces a gradient by the direction that a step would take with it: m̂ / (√v̂ + ε), with the moments after the step
+/// and their biases corrected. Nothing else changes; `rate` and `weight_decay` are not used.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn adamw_direction(options: &AdamW, first: &[f32], second: &[f32], gradient: &mut [f32]) {
+    assert!(first.len() == gradient.len() && second.len() == gradient.len(), "moments of another length");
+    let update = Update::new(&AdamW { rate: 1.0, ..*options });
+    simd::vectorised(
+        #[inline(always)]
+        || {
+            for ((g, m), v) in gradient.iter_mut().zip(first).zip(second) {
+                let new = *g * update.gain;
+                let m = m + (new - m) * update.new1;
+                let v = v * update.beta2 + new * new * update.new2;
+                *g = update.step_size * m / (v.sqrt() / update.root + update.eps);
+            }
+        },
+    );
+}
+
+/// 1 / (√v̂ + ε) with the second moment after a step with this gradient: what a step multiplies every derivative with.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn preconditioner(options: &AdamW, second: &[f32], gradient: &[f32]) -> Vec<f32> {
+    assert!(second.len() == gradient.len(), "moments of another length");
+    let update = Update::new(options);
+    let scale = |(v, g): (&f32, &f32)| {
+        let new = g * update.gain;
+        1.0 / ((v * update.beta2 + new * new * update.new2).sqrt() / update.root + update.eps)
+    };
+    second.iter().zip(gradient).map(scale).collect()
+}
+
 fn modify_both(a: &Tensor, b: &Tensor, change: impl FnOnce(&mut [f32], &mut [f32])) -> Result<()> {
     let mut inner = Ok(());
     modify(a, |a| inner = modify(b, |b| change(a, b)))?;

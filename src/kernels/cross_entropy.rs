@@ -93,15 +93,25 @@ pub fn cross_entropy_backward(
     scale: f32,
     dw: &Tensor,
 ) -> Result<(Vec<f64>, Tensor)> {
-    backward(
-        exec,
-        x,
-        w,
-        targets,
-        dw,
-        #[inline(always)]
-        |logits, target| row_nll(logits, target, scale),
-    )
+    cross_entropy_backward_seen(exec, x, w, targets, scale, dw, &mut |_, _, _| Ok(()))
+}
+
+/// Who is shown some rows: the index of the first, their inputs and the gradients of their logits.
+pub(crate) type SeeRows<'a> = dyn FnMut(usize, &[f32], &[f32]) -> Result<()> + 'a;
+
+/// As [`cross_entropy_backward`], and shows `see` all rows, some at a time and in order, with the gradients of their logits.
+pub(crate) fn cross_entropy_backward_seen(
+    exec: Exec,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    scale: f32,
+    dw: &Tensor,
+    see: &mut SeeRows<'_>,
+) -> Result<(Vec<f64>, Tensor)> {
+    let row = #[inline(always)]
+    |logits: &mut [f32], target| row_nll(logits, target, scale);
+    backward(exec, x, w, targets, dw, row, see)
 }
 
 /// The [`log_odds`] of each target, and the gradients of `scale · Σ log-odds`: adds to `dw`, returns `dx`.
@@ -116,15 +126,9 @@ pub fn log_odds_backward(
     scale: f32,
     dw: &Tensor,
 ) -> Result<(Vec<f64>, Tensor)> {
-    backward(
-        exec,
-        x,
-        w,
-        targets,
-        dw,
-        #[inline(always)]
-        |logits, target| row_log_odds(logits, target, scale),
-    )
+    let row = #[inline(always)]
+    |logits: &mut [f32], target| row_log_odds(logits, target, scale);
+    backward(exec, x, w, targets, dw, row, &mut |_, _, _| Ok(()))
 }
 
 /// ln(p / (1 − p)) of a probability clipped as in the program of Li et al. 2024 (arXiv 2409.19458): above 0.9 it is lowered
@@ -145,7 +149,7 @@ fn clipped(p: f64) -> f64 {
 }
 
 /// What `row` makes of the logits of each row and its target, and the gradients: `row` leaves those of the logits in their
-/// place.
+/// place, where `see` is shown them.
 fn backward(
     exec: Exec,
     x: &Tensor,
@@ -153,6 +157,7 @@ fn backward(
     targets: &[u32],
     dw: &Tensor,
     row: impl Fn(&mut [f32], usize) -> f64 + Sync,
+    see: &mut SeeRows<'_>,
 ) -> Result<(Vec<f64>, Tensor)> {
     let (n, width) = x.dims2()?;
     let vocabulary = w.dim(0)?;
@@ -165,7 +170,9 @@ fn backward(
     for ((x, dx), targets) in x.chunks(rows * width).zip(dx.chunks_mut(rows * width)).zip(targets.chunks(rows)) {
         let logits = &mut logits[..targets.len() * vocabulary];
         tile_logits(exec, x, &w, width, logits);
+        let first_row = outputs.len();
         outputs.extend(each_row(exec, logits, vocabulary, targets, &row));
+        see(first_row, x, logits)?;
         let dlogits = Matrix::new(logits, targets.len(), vocabulary);
         let w = Matrix::new(&w, vocabulary, width);
         matmul(exec, Into::Overwrite, MatrixMut::new(dx, targets.len(), width), dlogits, w);

@@ -8,6 +8,7 @@
 //! graph costs an extra zero-fill and addition); it is the twin that the tests compare these gradients with.
 
 mod adamw;
+mod along;
 mod attention;
 mod cross_entropy;
 mod embedding;
@@ -22,8 +23,10 @@ mod simd;
 mod swiglu;
 mod weighted_sum;
 
-pub use adamw::{AdamW, adamw_step, sum_of_squares};
+pub use adamw::{AdamW, adamw_direction, adamw_step, preconditioner, sum_of_squares};
+pub use along::{Along, Directions};
 pub use attention::{Heads, attention, attention_backward};
+pub(crate) use cross_entropy::cross_entropy_backward_seen;
 pub use cross_entropy::{cross_entropy, cross_entropy_backward, log_odds, log_odds_backward};
 pub use embedding::{embedding, embedding_backward, select_rows, select_rows_backward};
 pub use gram::add_gram;

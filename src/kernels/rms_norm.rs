@@ -74,6 +74,26 @@ pub fn rms_norm_backward(
     Ok(dx)
 }
 
+/// The gradient of the gain from each sequence alone: Σ over its rows of dy x r.
+///
+/// # Shapes
+/// `x, dy: [n, d]`, `lengths` sum to n → `[sequences, d]`.
+pub(crate) fn rms_norm_gains(x: &Tensor, eps: f32, dy: &Tensor, lengths: &[usize]) -> Result<Vec<f32>> {
+    let width = x.dim(1)?;
+    let (x, dy) = (values(x)?, values(dy)?);
+    let mut gains = vec![0f32; lengths.len() * width];
+    let mut start = 0;
+    for (length, gain) in lengths.iter().zip(gains.chunks_exact_mut(width)) {
+        let rows = start * width..(start + length) * width;
+        start += length;
+        simd::vectorised(
+            #[inline(always)]
+            || weight_backward(&x[rows.clone()], eps, &dy[rows.clone()], gain),
+        );
+    }
+    Ok(gains)
+}
+
 #[inline(always)]
 fn rows_backward(x: &[f32], weight: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
     let width = weight.len();

@@ -3,9 +3,11 @@
 mod checkpoint;
 mod config;
 mod layout;
+mod tap;
 mod transformer;
 
 pub use checkpoint::{Checkpoint, read_config, write_checkpoint, write_tensors};
 pub use config::{ModelConfig, PRESETS};
 pub use layout::{Layout, Parameter, linear_layers};
+pub use tap::{Factors, Part, See};
 pub use transformer::{Sequences, Transformer, Weights};

@@ -3,12 +3,12 @@
 //! The backward pass of each block stands beside its forward pass. Weights and gradients are views into flat vectors of
 //! one [`Layout`]; activations are tensors of shape `[tokens, width]` in which several sequences lie one after another.
 
+use super::tap::{See, Tap};
 use super::{Layout, ModelConfig};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Exec, Heads, RopeTable, add_assign, attention, attention_backward, cross_entropy, cross_entropy_backward,
-    embedding, embedding_backward, linear, linear_backward, log_odds_backward, rms_norm, rms_norm_backward, rope,
-    select_rows, select_rows_backward, swiglu, swiglu_backward,
+    Exec, Heads, RopeTable, add_assign, attention, attention_backward, cross_entropy, embedding, linear,
+    log_odds_backward, rms_norm, rope, select_rows, select_rows_backward, swiglu, swiglu_backward,
 };
 use candle_core::Tensor;
 
@@ -135,14 +135,45 @@ impl Transformer {
         scale: f32,
         gradient: &Weights,
     ) -> Result<f64> {
+        let nll = self.nll_and_gradient(batch, rows, targets, scale, gradient)?;
+        Ok(nll.iter().sum::<f64>() / targets.len() as f64)
+    }
+
+    /// As [`Transformer::loss_and_gradient`], with the loss of every target: `[m]`.
+    pub fn nll_and_gradient(
+        &self,
+        batch: Sequences<'_>,
+        rows: Option<&[usize]>,
+        targets: &[u32],
+        scale: f32,
+        gradient: &Weights,
+    ) -> Result<Vec<f64>> {
         let scale = scale / targets.len() as f32;
-        let nll = self.backward(batch, rows, gradient, |normed| {
-            cross_entropy_backward(self.exec, normed, &self.weights.output, targets, scale, &gradient.output)
+        self.backward(batch, rows, gradient, &mut |_| Ok(()), |normed, tap| {
+            tap.cross_entropy(normed, &self.weights.output, targets, scale, &gradient.output)
+        })
+    }
+
+    /// As [`Transformer::loss_and_gradient`] without rows, and shows `see` what the gradient of every weight is made of.
+    ///
+    /// # Errors
+    /// Those of `see`.
+    pub fn loss_and_gradient_seen(
+        &self,
+        batch: Sequences<'_>,
+        targets: &[u32],
+        scale: f32,
+        gradient: &Weights,
+        see: &mut See<'_>,
+    ) -> Result<f64> {
+        let scale = scale / targets.len() as f32;
+        let nll = self.backward(batch, None, gradient, see, |normed, tap| {
+            tap.cross_entropy(normed, &self.weights.output, targets, scale, &gradient.output)
         })?;
         Ok(nll.iter().sum::<f64>() / targets.len() as f64)
     }
 
-    /// As [`Self::loss_and_gradient`], of the mean [log-odds](crate::kernels::log_odds) of the targets.
+    /// As [`Transformer::loss_and_gradient`], of the mean [log-odds](crate::kernels::log_odds) of the targets.
     pub fn log_odds_and_gradient(
         &self,
         batch: Sequences<'_>,
@@ -152,38 +183,40 @@ impl Transformer {
         gradient: &Weights,
     ) -> Result<f64> {
         let scale = scale / targets.len() as f32;
-        let log_odds = self.backward(batch, rows, gradient, |normed| {
+        let log_odds = self.backward(batch, rows, gradient, &mut |_| Ok(()), |normed, _| {
             log_odds_backward(self.exec, normed, &self.weights.output, targets, scale, &gradient.output)
         })?;
         Ok(log_odds.iter().sum::<f64>() / targets.len() as f64)
     }
 
-    /// Runs the model forward and back, adding to `gradient`. `head` takes the normed residual stream where something is
-    /// predicted, `[m, hidden]`, and returns an output of each row and the gradient of what it read.
+    /// Runs the model forward and back, adding to `gradient`; `see` is shown what is added. `head` takes the normed residual
+    /// stream where something is predicted, `[m, hidden]`, and returns an output of each row and the gradient of what it
+    /// read.
     fn backward(
         &self,
         batch: Sequences<'_>,
         rows: Option<&[usize]>,
         gradient: &Weights,
-        head: impl FnOnce(&Tensor) -> Result<(Vec<f64>, Tensor)>,
+        see: &mut See<'_>,
+        head: impl FnOnce(&Tensor, &mut Tap<'_, '_>) -> Result<(Vec<f64>, Tensor)>,
     ) -> Result<Vec<f64>> {
         let mut saved = Vec::with_capacity(self.weights.blocks.len());
         let x = self.hidden(batch, |activations| {
             saved.push(activations);
             Ok(())
         })?;
+        let mut tap = Tap { exec: self.exec, eps: self.eps(), see };
         let predicting = rows.map_or_else(|| Ok(x.clone()), |rows| select_rows(&x, rows))?;
-        let (outputs, dnormed) = head(&self.norm(&predicting)?)?;
-        let (exec, eps) = (self.exec, self.eps());
-        let dx = rms_norm_backward(exec, &predicting, &self.weights.norm, eps, &dnormed, None, &gradient.norm)?;
+        let (outputs, dnormed) = head(&self.norm(&predicting)?, &mut tap)?;
+        let dx = tap.norm(&predicting, &self.weights.norm, &dnormed, None, &gradient.norm)?;
         let mut dx = match rows {
             Some(rows) => select_rows_backward(rows, &dx, batch.tokens.len())?,
             None => dx,
         };
         for ((block, into), activations) in self.weights.blocks.iter().zip(&gradient.blocks).zip(saved).rev() {
-            dx = self.block_backward(block, into, batch.lengths, activations, dx)?;
+            dx = self.block_backward(block, into, batch.lengths, activations, dx, &mut tap)?;
         }
-        embedding_backward(batch.tokens, &dx, &gradient.embedding)?;
+        tap.embedding(batch.tokens, &dx, &gradient.embedding)?;
         Ok(outputs)
     }
 
@@ -256,24 +289,25 @@ impl Transformer {
         lengths: &[usize],
         a: Activations,
         dout: Tensor,
+        tap: &mut Tap<'_, '_>,
     ) -> Result<Tensor> {
-        let (exec, eps) = (self.exec, self.eps());
-        let dactive = linear_backward(exec, &a.active, &w.down, &dout, None, &into.down)?;
+        let exec = self.exec;
+        let dactive = tap.linear(&a.active, &w.down, &dout, None, &into.down)?;
         let (dgate, dup) = swiglu_backward(exec, &a.gate, &a.up, &dactive)?;
-        let dpost = linear_backward(exec, &a.post_normed, &w.gate, &dgate, None, &into.gate)?;
-        let dpost = linear_backward(exec, &a.post_normed, &w.up, &dup, Some(dpost), &into.up)?;
+        let dpost = tap.linear(&a.post_normed, &w.gate, &dgate, None, &into.gate)?;
+        let dpost = tap.linear(&a.post_normed, &w.up, &dup, Some(dpost), &into.up)?;
         // The residual connection: the gradient of the output is also that of the block's middle.
-        let dmiddle = rms_norm_backward(exec, &a.middle, &w.post_norm, eps, &dpost, Some(dout), &into.post_norm)?;
+        let dmiddle = tap.norm(&a.middle, &w.post_norm, &dpost, Some(dout), &into.post_norm)?;
 
-        let dattended = linear_backward(exec, &a.attended, &w.o, &dmiddle, None, &into.o)?;
+        let dattended = tap.linear(&a.attended, &w.o, &dmiddle, None, &into.o)?;
         let (dq, dk, dv) =
             attention_backward(exec, self.heads(), lengths, &a.q, &a.k, &a.v, &a.attended, &a.lse, &dattended)?;
         rope(exec, &dq, &self.rope, lengths, true)?;
         rope(exec, &dk, &self.rope, lengths, true)?;
-        let dnormed = linear_backward(exec, &a.normed, &w.q, &dq, None, &into.q)?;
-        let dnormed = linear_backward(exec, &a.normed, &w.k, &dk, Some(dnormed), &into.k)?;
-        let dnormed = linear_backward(exec, &a.normed, &w.v, &dv, Some(dnormed), &into.v)?;
-        rms_norm_backward(exec, &a.x, &w.input_norm, eps, &dnormed, Some(dmiddle), &into.input_norm)
+        let dnormed = tap.linear(&a.normed, &w.q, &dq, None, &into.q)?;
+        let dnormed = tap.linear(&a.normed, &w.k, &dk, Some(dnormed), &into.k)?;
+        let dnormed = tap.linear(&a.normed, &w.v, &dv, Some(dnormed), &into.v)?;
+        tap.norm(&a.x, &w.input_norm, &dnormed, Some(dmiddle), &into.input_norm)
     }
 
     fn heads(&self) -> Heads {

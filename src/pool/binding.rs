@@ -19,6 +19,24 @@ pub struct Partition {
     pub tokens: String,
     /// First document of each unit, and the one after its last.
     pub units: Vec<(usize, usize)>,
+    /// How it was filtered from another partition; none when it was registered from files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filtered: Option<Provenance>,
+}
+
+/// How a partition was filtered from another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Name of the partition it was filtered from.
+    pub source: String,
+    /// Hash of that partition's token file.
+    pub tokens: String,
+    /// The method with its options.
+    pub method: String,
+    /// Names of the eval sets that it was filtered for.
+    pub targets: Vec<String>,
+    /// The share of documents kept, as a decimal.
+    pub keep: String,
 }
 
 /// `evals/<name>.json`: named held-out documents.
@@ -60,11 +78,32 @@ impl Pool {
         }
         let tokens = staged.open()?;
         let units = tokens.split(units)?.into_iter().map(|unit| (unit.start, unit.end)).collect();
-        let partition = Partition { name: name.to_owned(), tokens: staged.manifest().hash.clone(), units };
+        let partition =
+            Partition { name: name.to_owned(), tokens: staged.manifest().hash.clone(), units, filtered: None };
         self.refuse_small_units(&partition, &tokens)?;
         for eval in self.eval_names()? {
             refuse_overlap(&tokens, &self.tokens(&self.eval_binding(&eval)?.tokens)?, name, &eval)?;
         }
+        let outcome = self.bind("partitions", name, &partition, staged)?;
+        Ok((partition, outcome))
+    }
+
+    /// Adds a partition of one unit: some documents of another, whose name and how they were chosen `filtered` tells.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the name is taken by other content; [`Error::Input`] when the documents are too few to train on.
+    pub fn register_filtered(
+        &self,
+        name: &str,
+        documents: &[usize],
+        filtered: Provenance,
+    ) -> Result<(Partition, Outcome)> {
+        check_name(name)?;
+        let staged = StagedTokens::select(&self.root.join("tokens"), &self.tokens(&filtered.tokens)?, documents)?;
+        let (tokens, hash) = (staged.open()?, staged.manifest().hash.clone());
+        let units = vec![(0, documents.len())];
+        let partition = Partition { name: name.to_owned(), tokens: hash, units, filtered: Some(filtered) };
+        self.refuse_small_units(&partition, &tokens)?;
         let outcome = self.bind("partitions", name, &partition, staged)?;
         Ok((partition, outcome))
     }

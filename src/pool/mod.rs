@@ -10,7 +10,7 @@
 //! | `fitted/<hash>.*` | what methods worked out about the models, by the hash of its inputs |
 //! | `fitted/tokens-<hash>.f32` | −ln p of every token of an eval set under one model |
 //! | `estimates/<hash>.json` | what estimators said of mixtures |
-//! | `work/<recipe hash>.*` | claims and the state of unfinished training |
+//! | `work/<recipe hash>.*` | claims and the state of unfinished training and of watched runs |
 //!
 //! A name binds only to a complete object, and a score names its inputs by hash.
 
@@ -24,14 +24,16 @@ mod scores;
 mod settings;
 mod token_nll;
 mod training;
+mod watched;
 
-pub use binding::{EvalBinding, Outcome, Partition};
+pub use binding::{EvalBinding, Outcome, Partition, Provenance};
 pub use members::{Checkpoints, Experts, MERGEABLE, Member, score_key};
 pub use recipe::{DataShare, Manifest, Recipe, Start};
 pub use scorer::{Scored, Scorer};
 pub use scores::{ScoreLog, ScoreRecord};
 pub use settings::{Count, RecipeFile, Settings, parse_count};
 pub use token_nll::TokenNll;
+pub use watched::Watch;
 
 use crate::error::{Error, Result};
 use crate::files;

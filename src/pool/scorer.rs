@@ -241,6 +241,14 @@ impl Scorer<'_> {
         self.evals.iter().all(|eval| eval.tokens_path(self.pool, model).exists())
     }
 
+    /// The windows of every eval set, in order.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when tokens are missing or not whole.
+    pub fn sets(&mut self) -> Result<Vec<&EvalSet>> {
+        self.evals.iter_mut().map(|eval| eval.set(self.pool)).collect()
+    }
+
     /// Predicted tokens of an eval set.
     pub fn n_tokens(&mut self, eval: usize) -> Result<u64> {
         Ok(self.evals[eval].set(self.pool)?.n_tokens())

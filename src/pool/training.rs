@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Seconds of training between two stored states.
-const SAVE_EVERY: f64 = 30.0;
+pub(super) const SAVE_EVERY: f64 = 30.0;
 
 impl Pool {
     /// The recipe of the seed model.
@@ -119,23 +119,10 @@ impl Pool {
         let state_path = self.state_path(&id);
         let state = match State::load(&state_path, &self.layout)? {
             Some(state) => state,
-            None => State::fresh(match &origin {
-                Some(origin) => origin.clone(),
-                None => self.layout.initial_values(&recipe.model, recipe.train.seed),
-            }),
+            None => State::fresh(self.start_values(recipe)?),
         };
-        let files = self.data_files(recipe)?;
-        let shares: Vec<Share<'_>> = recipe
-            .data
-            .iter()
-            .map(|share| Share {
-                tokens: &files[&share.tokens],
-                documents: share.documents.0..share.documents.1,
-                weight: share.weight,
-            })
-            .collect();
         let train = &recipe.train;
-        let mut batches = Batches::new(&shares, recipe.prefix_token, train.sequence_length, train.seed)?;
+        let mut batches = self.batches(recipe)?;
         let mut trainer = Trainer::new(&recipe.model, &self.layout, train, state)?;
         trainer.run(&mut batches, name, observer, SAVE_EVERY, |state| state.save(&state_path))?;
         let state = trainer.state()?;
@@ -152,8 +139,23 @@ impl Pool {
         }
     }
 
-    fn data_files(&self, recipe: &Recipe) -> Result<BTreeMap<String, TokenFile>> {
-        recipe.data.iter().map(|share| Ok((share.tokens.clone(), self.tokens(&share.tokens)?))).collect()
+    /// The parameters before the first step.
+    pub(super) fn start_values(&self, recipe: &Recipe) -> Result<Vec<f32>> {
+        let fresh = || self.layout.initial_values(&recipe.model, recipe.train.seed);
+        Ok(self.origin(recipe)?.unwrap_or_else(fresh))
+    }
+
+    /// The sequences of a recipe's training, from the first one on.
+    pub fn batches(&self, recipe: &Recipe) -> Result<Batches> {
+        let files = recipe.data.iter().map(|share| Ok((share.tokens.clone(), self.tokens(&share.tokens)?)));
+        let files: BTreeMap<String, TokenFile> = files.collect::<Result<_>>()?;
+        let shares = recipe.data.iter().map(|share| Share {
+            tokens: &files[&share.tokens],
+            documents: share.documents.0..share.documents.1,
+            weight: share.weight,
+        });
+        let shares: Vec<Share<'_>> = shares.collect();
+        Batches::new(&shares, recipe.prefix_token, recipe.train.sequence_length, recipe.train.seed)
     }
 
     /// Writes the object: a Hugging Face folder, the loss curve and the manifest, visible all at once.
@@ -210,7 +212,7 @@ impl Pool {
     }
 
     /// Claims a recipe for this process. The claim is a file lock: it ends with the process, however that ends.
-    fn claim(&self, id: &str, name: &str) -> Result<File> {
+    pub(super) fn claim(&self, id: &str, name: &str) -> Result<File> {
         let path = self.root.join("work").join(format!("{id}.claim"));
         let file = File::create(&path).map_err(Error::io("create", &path))?;
         match file.try_lock() {
@@ -242,7 +244,7 @@ fn curve_csv(curve: &[CurvePoint]) -> String {
     csv
 }
 
-fn remove_if_there(path: &Path) -> Result<()> {
+pub(super) fn remove_if_there(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
         _ => Ok(()),

@@ -4,7 +4,7 @@
 
 mod rows;
 
-pub use rows::{AgreementLine, AgreementRow, RankingRow, ScoreRow};
+pub use rows::{AgreementLine, AgreementRow, DocumentRow, RankingRow, ScoreRow};
 
 use crate::error::{Error, Result};
 use crate::files;

@@ -6,6 +6,23 @@ use crate::pool::Scored;
 use crate::rank::{Entry, Judgement, Ranking};
 use serde::Serialize;
 
+/// One document of a partition and one eval set it was scored for, as `filter` writes it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DocumentRow {
+    /// The document's number, from 1.
+    pub document: usize,
+    /// The eval set.
+    pub eval_set: String,
+    /// Tokens of the document.
+    pub n_tokens: u64,
+    /// How much the document should help on the eval set; more is better. None for an empty document.
+    pub influence: Option<f64>,
+    /// What decided: the largest influence on any of the eval sets.
+    pub score: Option<f64>,
+    /// Whether the document was kept.
+    pub kept: bool,
+}
+
 /// One mixture on one eval set, as `score` prints it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ScoreRow {

@@ -61,15 +61,22 @@ impl Batches {
 
     /// The next `sequences` sequences.
     pub fn next(&mut self, sequences: usize) -> Batch {
+        self.next_with_units(sequences).0
+    }
+
+    /// The next `sequences` sequences, and the index of the unit that each is from.
+    pub fn next_with_units(&mut self, sequences: usize) -> (Batch, Vec<usize>) {
         let mut batch = Batch { inputs: Vec::new(), targets: Vec::new() };
+        let mut units = Vec::with_capacity(sequences);
         for _ in 0..sequences {
             let unit = self.turn();
+            units.push(unit);
             let unit = &mut self.units[unit];
             let start = unit.next_block(self.length, self.seed) * self.length;
             batch.inputs.extend_from_slice(&unit.stream[start..start + self.length]);
             batch.targets.extend_from_slice(&unit.stream[start + 1..=start + self.length]);
         }
-        batch
+        (batch, units)
     }
 
     /// Goes on as if `sequences` sequences had been drawn.

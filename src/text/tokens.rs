@@ -102,6 +102,38 @@ impl StagedTokens {
         Ok(Self { manifest, staging, store: store.to_path_buf() })
     }
 
+    /// A token folder that will lie under `store` and holds some documents of another, in the order given.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be written.
+    pub fn select(store: &Path, source: &TokenFile, documents: &[usize]) -> Result<Self> {
+        files::create_folder(store)?;
+        let staging = Staging::new(&store.join("tokens"))?;
+        let TokenManifest { id_bytes, tokenizer, sources, .. } = source.manifest.clone();
+        let mut file = files::Writer::create(&staging.file(TOKENS))?;
+        let mut ids = blake3::Hasher::new();
+        for document in documents {
+            let bytes = source.bytes(*document);
+            ids.update(bytes);
+            file.write(bytes)?;
+        }
+        file.close()?;
+        let entries: Vec<DocumentEntry> = documents.iter().map(|document| source.documents[*document]).collect();
+        let table: Vec<u8> = entries.iter().flat_map(|entry| entry.to_bytes()).collect();
+        let manifest = TokenManifest {
+            hash: content_hash(&tokenizer, id_bytes, &ids.finalize(), &table),
+            tokenizer,
+            id_bytes,
+            n_tokens: entries.iter().map(|entry| entry.n_tokens).sum(),
+            n_bytes: entries.iter().map(|entry| entry.n_bytes).sum(),
+            n_docs: entries.len() as u64,
+            sources,
+        };
+        staging.write(DOCUMENTS, &table)?;
+        staging.write(MANIFEST, &files::to_json(&manifest)?)?;
+        Ok(Self { manifest, staging, store: store.to_path_buf() })
+    }
+
     /// The manifest.
     pub fn manifest(&self) -> &TokenManifest {
         &self.manifest
@@ -287,10 +319,15 @@ impl TokenFile {
 
     /// The ids of document `index`.
     pub fn document(&self, index: usize) -> Vec<u32> {
-        let Some(ids) = &self.ids else { return Vec::new() };
+        let ids = self.bytes(index).chunks_exact(self.manifest.id_bytes);
+        ids.map(|id| id.iter().rev().fold(0, |n, byte| n << 8 | u32::from(*byte))).collect()
+    }
+
+    /// The ids of document `index` as they are stored.
+    fn bytes(&self, index: usize) -> &[u8] {
         let width = self.manifest.id_bytes;
-        let bytes = &ids[self.starts[index] as usize * width..self.starts[index + 1] as usize * width];
-        bytes.chunks_exact(width).map(|id| id.iter().rev().fold(0, |n, byte| n << 8 | u32::from(*byte))).collect()
+        let ids = self.ids.as_deref().unwrap_or_default();
+        &ids[self.starts[index] as usize * width..self.starts[index + 1] as usize * width]
     }
 
     /// The documents `range` as one stream for training: each preceded by `prefix`.

@@ -1,18 +1,20 @@
 //! Train: optimiser steps on a mixture, from given parameters; resumable at any step, bit for bit.
 
 mod adapter;
+mod attribution;
 mod schedule;
 mod state;
 
 pub use adapter::{AdapterTrainer, Adapters};
+pub use attribution::{Attribution, Gradients, HESSIAN_STEP, Update, Values};
 pub use schedule::{Schedule, TrainConfig};
 pub use state::State;
 
 use crate::error::{Error, Result};
-use crate::kernels::{AdamW, Exec, adamw_step, sum_of_squares};
+use crate::kernels::{AdamW, Along, Directions, Exec, adamw_step, sum_of_squares};
 use crate::model::{Layout, ModelConfig, Sequences, Transformer, Weights};
 use crate::progress::Observer;
-use crate::text::Batches;
+use crate::text::{Batch, Batches};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -107,7 +109,14 @@ impl<'a> Trainer<'a> {
 
     /// One optimiser step.
     pub fn step(&mut self, batches: &mut Batches, name: &str) -> Result<CurvePoint> {
-        let loss = self.accumulate(batches)?;
+        let drawn = self.draw(batches).0;
+        let loss = self.accumulate(&drawn, None)?.0;
+        let norm = self.check(loss, name)?;
+        self.advance(loss, norm)
+    }
+
+    /// The norm of the gradient; refuses a loss or a gradient that is not finite.
+    fn check(&self, loss: f64, name: &str) -> Result<f64> {
         let place = format!("step {} of '{name}'", self.step + 1);
         if !loss.is_finite() {
             return Err(Error::NotFinite { what: format!("loss {loss}"), place });
@@ -116,6 +125,11 @@ impl<'a> Trainer<'a> {
         if !norm.is_finite() {
             return Err(Error::NotFinite { what: self.culprit()?, place });
         }
+        Ok(norm)
+    }
+
+    /// Updates the parameters by the gradient, and notes the step.
+    fn advance(&mut self, loss: f64, norm: f64) -> Result<CurvePoint> {
         let learning_rate = self.config.rate_at(self.step);
         self.step += 1;
         self.update(learning_rate, norm)?;
@@ -142,39 +156,47 @@ impl<'a> Trainer<'a> {
         self.layout.parameters().iter().map(|p| Ok((p.name.clone(), norm(&p.name)?))).collect()
     }
 
-    /// Fills the gradient from one batch, a micro-batch at a time, and returns the mean loss.
-    fn accumulate(&mut self, batches: &mut Batches) -> Result<f64> {
+    /// The sequences of one step, a micro-batch at a time, and the unit that each is from.
+    fn draw(&self, batches: &mut Batches) -> (Vec<Batch>, Vec<usize>) {
+        let TrainConfig { batch_size, micro_batch_size, .. } = *self.config;
+        let sizes = (0..batch_size).step_by(micro_batch_size).map(|start| micro_batch_size.min(batch_size - start));
+        let (drawn, units): (Vec<Batch>, Vec<Vec<usize>>) = sizes.map(|size| batches.next_with_units(size)).unzip();
+        (drawn, units.concat())
+    }
+
+    /// Fills the gradient from the sequences of one step. Returns their mean loss and, for every direction, its inner
+    /// product with what each sequence adds to the gradient.
+    fn accumulate(&mut self, drawn: &[Batch], directions: Option<&Directions>) -> Result<(f64, Vec<Vec<f64>>)> {
         crate::kernels::fill_zero(&self.gradient)?;
-        let TrainConfig { batch_size, micro_batch_size, sequence_length, .. } = *self.config;
+        let TrainConfig { batch_size, sequence_length, .. } = *self.config;
+        let mut products = vec![Vec::new(); directions.map_or(0, Directions::count)];
         let mut loss = 0.0;
-        let mut left = batch_size;
-        while left > 0 {
-            let sequences = left.min(micro_batch_size);
-            let batch = batches.next(sequences);
-            let lengths = vec![sequence_length; sequences];
+        for batch in drawn {
+            let lengths = vec![sequence_length; batch.inputs.len() / sequence_length];
             let inputs = Sequences { tokens: &batch.inputs, lengths: &lengths };
-            let share = sequences as f64 / batch_size as f64;
-            let views = &self.gradient_views;
-            loss += share * self.model.loss_and_gradient(inputs, None, &batch.targets, share as f32, views)?;
-            left -= sequences;
+            let share = lengths.len() as f64 / batch_size as f64;
+            let (targets, views) = (&batch.targets, &self.gradient_views);
+            let Some(directions) = directions else {
+                loss += share * self.model.loss_and_gradient(inputs, None, targets, share as f32, views)?;
+                continue;
+            };
+            let mut along = Along::new(directions, &lengths);
+            loss += share
+                * self.model.loss_and_gradient_seen(inputs, targets, share as f32, views, &mut |part| {
+                    attribution::add(&mut along, &part)
+                })?;
+            let sums = along.sums();
+            products.iter_mut().zip(sums.chunks_exact(lengths.len())).for_each(|(all, new)| all.extend(new));
         }
-        Ok(loss)
+        Ok((loss, products))
     }
 
     /// `AdamW` on every tensor; matrices decay, vectors do not.
     fn update(&self, rate: f64, norm: f64) -> Result<()> {
-        // PyTorch's clip_grad_norm_ adds 1e-6 to the norm.
-        let gradient_scale = if self.config.clip > 0.0 { (self.config.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         for parameter in self.layout.parameters() {
-            let options = AdamW {
-                rate,
-                beta1: self.config.beta1,
-                beta2: self.config.beta2,
-                eps: self.config.eps,
-                weight_decay: if parameter.decays() { self.config.weight_decay } else { 0.0 },
-                gradient_scale,
-                step: self.step,
-            };
+            let weight_decay = if parameter.decays() { self.config.weight_decay } else { 0.0 };
+            let gradient_scale = self.config.gradient_scale(norm);
+            let options = AdamW { rate, weight_decay, gradient_scale, ..self.config.adamw(self.step) };
             let part = |flat: &Tensor| flat.narrow(0, parameter.offset, parameter.len());
             adamw_step(
                 &options,

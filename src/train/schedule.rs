@@ -1,6 +1,7 @@
 //! Train config: how a model is trained, and its learning rate at every step.
 
 use crate::error::{Error, Result};
+use crate::kernels::AdamW;
 use serde::{Deserialize, Serialize};
 
 /// How the learning rate goes on after the warm-up.
@@ -84,6 +85,19 @@ impl TrainConfig {
             self.final_rate + (1.0 - self.final_rate) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
         };
         self.learning_rate * factor
+    }
+
+    /// What a gradient of this norm is multiplied with so that it is no longer than the limit.
+    pub fn gradient_scale(&self, norm: f64) -> f64 {
+        // PyTorch's clip_grad_norm_ adds 1e-6 to the norm.
+        if self.clip > 0.0 { (self.clip / (norm + 1e-6)).min(1.0) } else { 1.0 }
+    }
+
+    /// The numbers of the optimiser's step number `step`, counted from 1: of an unclipped gradient, without decay.
+    pub fn adamw(&self, step: u64) -> AdamW {
+        let Self { beta1, beta2, eps, .. } = *self;
+        let rate = self.rate_at(step.saturating_sub(1));
+        AdamW { rate, beta1, beta2, eps, weight_decay: 0.0, gradient_scale: 1.0, step }
     }
 
     /// Steps that see at least `tokens` predictions, at least one.

@@ -1,0 +1,119 @@
+//! Tap: what the gradient of every weight is made of, shown as the backward pass comes by it.
+//!
+//! A layer's gradient is a sum over tokens, so whoever sees its factors can sum over the tokens of one sequence, or take
+//! inner products, without a backward pass of their own.
+
+use crate::error::Result;
+use crate::kernels::{
+    Exec, cross_entropy_backward_seen, embedding_backward, linear_backward, rms_norm_backward, values,
+};
+use candle_core::Tensor;
+
+/// The gradient of one weight, before it is summed over tokens. A tied embedding is shown twice, its parts add up.
+pub struct Part<'a> {
+    /// Where the weight begins in the flat vector.
+    pub offset: usize,
+    /// What is summed.
+    pub factors: Factors<'a>,
+}
+
+/// What is summed over tokens to a gradient.
+pub enum Factors<'a> {
+    /// A matrix `[out, in]`: Σ bₜ aₜᵀ, with the layer's input a and the gradient b of its output. The output matrix comes in
+    /// several parts, each for some consecutive tokens.
+    Linear {
+        /// The token of the first row.
+        first_row: usize,
+        /// a: `[rows, in]`.
+        inputs: &'a [f32],
+        /// b: `[rows, out]`.
+        outputs: &'a [f32],
+        /// in.
+        width: usize,
+    },
+    /// The gain `[d]` of an RMS norm: Σ bₜ ∘ xₜ / rms(xₜ).
+    Norm {
+        /// x: `[tokens, d]`.
+        inputs: &'a Tensor,
+        /// b: `[tokens, d]`.
+        outputs: &'a Tensor,
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// An embedding `[vocabulary, d]`: bₜ is added to the row of token t.
+    Embedding {
+        /// Token ids.
+        ids: &'a [u32],
+        /// b: `[tokens, d]`.
+        outputs: &'a Tensor,
+    },
+}
+
+/// Who is shown every part of a gradient.
+pub type See<'a> = dyn FnMut(Part<'_>) -> Result<()> + 'a;
+
+/// The kernels of the backward pass, each shown to `see` before it runs.
+pub(super) struct Tap<'a, 'b> {
+    pub(super) exec: Exec,
+    pub(super) eps: f32,
+    pub(super) see: &'a mut See<'b>,
+}
+
+impl Tap<'_, '_> {
+    /// [`linear_backward`].
+    pub(super) fn linear(
+        &mut self,
+        x: &Tensor,
+        w: &Tensor,
+        dy: &Tensor,
+        dx: Option<Tensor>,
+        dw: &Tensor,
+    ) -> Result<Tensor> {
+        {
+            let (inputs, outputs) = (values(x)?, values(dy)?);
+            let factors = Factors::Linear { first_row: 0, inputs: &inputs, outputs: &outputs, width: x.dim(1)? };
+            (self.see)(Part { offset: offset(dw), factors })?;
+        }
+        linear_backward(self.exec, x, w, dy, dx, dw)
+    }
+
+    /// [`rms_norm_backward`].
+    pub(super) fn norm(
+        &mut self,
+        x: &Tensor,
+        weight: &Tensor,
+        dy: &Tensor,
+        dx: Option<Tensor>,
+        dweight: &Tensor,
+    ) -> Result<Tensor> {
+        let factors = Factors::Norm { inputs: x, outputs: dy, eps: self.eps };
+        (self.see)(Part { offset: offset(dweight), factors })?;
+        rms_norm_backward(self.exec, x, weight, self.eps, dy, dx, dweight)
+    }
+
+    /// The loss and the output matrix: [`cross_entropy_backward_seen`].
+    pub(super) fn cross_entropy(
+        &mut self,
+        x: &Tensor,
+        w: &Tensor,
+        targets: &[u32],
+        scale: f32,
+        dw: &Tensor,
+    ) -> Result<(Vec<f64>, Tensor)> {
+        let (offset, width, see) = (offset(dw), x.dim(1)?, &mut *self.see);
+        cross_entropy_backward_seen(self.exec, x, w, targets, scale, dw, &mut |first_row, inputs, outputs| {
+            see(Part { offset, factors: Factors::Linear { first_row, inputs, outputs, width } })
+        })
+    }
+
+    /// [`embedding_backward`].
+    pub(super) fn embedding(&mut self, ids: &[u32], dx: &Tensor, dtable: &Tensor) -> Result<()> {
+        (self.see)(Part { offset: offset(dtable), factors: Factors::Embedding { ids, outputs: dx } })?;
+        embedding_backward(ids, dx, dtable)
+    }
+}
+
+/// Where a view of the flat gradient begins, and so the weight it belongs to.
+fn offset(view: &Tensor) -> usize {
+    view.layout().start_offset()
+}

@@ -1,0 +1,85 @@
+//! Watched run: a recipe trained with someone looking at every step, resumable together with what was seen.
+//!
+//! Its object is not kept: who watches keeps what is wanted. `work/<hash>.state` and `work/<hash>.seen` hold an unfinished
+//! run by the hash of its key; `seen` is stored first, so that it never knows less than the state.
+
+use super::training::{SAVE_EVERY, remove_if_there};
+use super::{Pool, Recipe};
+use crate::error::Result;
+use crate::files;
+use crate::progress::Observer;
+use crate::text::Batches;
+use crate::train::{CurvePoint, State, Trainer};
+use serde::{Serialize, de::DeserializeOwned};
+use std::time::Instant;
+
+/// Someone who takes the steps of a run and keeps what they show.
+pub trait Watch {
+    /// What is kept of one step.
+    type Seen: Serialize + DeserializeOwned;
+
+    /// Takes the next step.
+    fn step(&mut self, trainer: &mut Trainer<'_>, batches: &mut Batches) -> Result<(CurvePoint, Self::Seen)>;
+}
+
+impl Pool {
+    /// Runs a recipe from its start to its end and returns what was seen of every step.
+    ///
+    /// `key` says all that the run and what is seen depend on. An unfinished run goes on where its last state was stored;
+    /// that is every 30 seconds of work, and when the observer asks to stop.
+    ///
+    /// # Errors
+    /// Those of `watch`; [`crate::Error::Locked`] when another process is at it, [`crate::Error::Damaged`] when what is stored
+    /// is not whole.
+    pub fn watched<W: Watch>(
+        &self,
+        key: &str,
+        recipe: &Recipe,
+        name: &str,
+        observer: &dyn Observer,
+        watch: &mut W,
+    ) -> Result<Vec<W::Seen>> {
+        let id = files::hash(key.as_bytes());
+        let _claim = self.claim(&id, name)?;
+        let path = |kind: &str| self.root().join("work").join(format!("{id}.{kind}"));
+        let (state_path, seen_path) = (path("state"), path("seen"));
+        let mut seen: Vec<W::Seen> = Vec::new();
+        let state = match State::load(&state_path, self.layout())? {
+            Some(state) => {
+                seen = files::read_json(&seen_path)?;
+                seen.truncate(state.step as usize); // it may have been stored once more than the state
+                state
+            }
+            None => State::fresh(self.start_values(recipe)?),
+        };
+        let train = &recipe.train;
+        let mut batches = self.batches(recipe)?;
+        batches.skip(state.step * train.batch_size as u64);
+        let mut step = state.step;
+        let mut trainer = Trainer::new(&recipe.model, self.layout(), train, state)?;
+        let save = |trainer: &Trainer<'_>, seen: &Vec<W::Seen>| {
+            files::publish(&seen_path, &files::to_json(seen)?)?;
+            trainer.state()?.save(&state_path)
+        };
+        observer.begin(name, train.steps * train.tokens_per_step(), "tokens");
+        let mut saved = Instant::now();
+        while step < train.steps {
+            if let Err(stop) = observer.check() {
+                save(&trainer, &seen)?;
+                return Err(stop);
+            }
+            let (point, new) = watch.step(&mut trainer, &mut batches)?;
+            seen.push(new);
+            step = point.step;
+            observer.advance(point.tokens, &format!("loss {:.3}", point.loss));
+            if saved.elapsed().as_secs_f64() >= SAVE_EVERY && step < train.steps {
+                save(&trainer, &seen)?;
+                saved = Instant::now();
+            }
+        }
+        observer.finish();
+        remove_if_there(&state_path)?;
+        remove_if_there(&seen_path)?;
+        Ok(seen)
+    }
+}
