@@ -4,6 +4,7 @@ mod data;
 mod demo;
 mod export;
 mod observer;
+mod online;
 mod question;
 mod show;
 mod validate;
@@ -75,6 +76,7 @@ enum Command {
     Register(data::Register),
     EvalSet(data::EvalSet),
     Train(data::Train),
+    Online(online::Online),
     Score(question::Score),
     Rank(question::Rank),
     Validate(validate::Validate),
@@ -190,6 +192,7 @@ fn dispatch(command: Command, session: &Session) -> Result<()> {
         Command::Register(command) => command.run(session),
         Command::EvalSet(command) => command.run(session),
         Command::Train(command) => command.run(session),
+        Command::Online(command) => command.run(session),
         Command::Score(command) => command.run(session),
         Command::Rank(command) => command.run(session),
         Command::Validate(command) => command.run(session),

@@ -160,9 +160,12 @@ pub(super) fn agreement(answers: &[Answer]) -> Vec<AgreementRow> {
     compare(answers).into_iter().map(AgreementRow::from).collect()
 }
 
+/// Methods that train models of their own, whatever their options are: asked only by name.
+const TRAINING: [&str; 3] = ["ground-truth", "dga", "odm"];
+
 /// Every estimator that needs no training but the experts'.
 fn default_estimators() -> Vec<&'static str> {
-    METHODS.iter().map(|method| method.name).filter(|name| *name != "ground-truth").collect()
+    METHODS.iter().map(|method| method.name).filter(|name| !TRAINING.contains(name)).collect()
 }
 
 /// `n` of the mixtures, evenly spread over them; all of them when there are no more.

@@ -16,6 +16,7 @@ mod lbfgs;
 mod merged;
 mod mixing_law;
 mod mixmin;
+mod online;
 mod regmean;
 mod regression;
 mod spec;
@@ -176,6 +177,22 @@ pub const METHODS: &[Method] = &[
         gives: Gives::Loss,
         options: regmean::OPTIONS,
         fit: regmean::fit,
+    },
+    Method {
+        name: "dga",
+        summary: "how much the gradients of the mixture's partitions point where the eval set's does, in a run that follows them",
+        source: "Fan et al. 2024, arXiv 2410.02498",
+        gives: Gives::Order,
+        options: online::DGA_OPTIONS,
+        fit: online::fit_dga,
+    },
+    Method {
+        name: "odm",
+        summary: "distance to the mixture that a bandit over training losses drew",
+        source: "Albalak et al. 2023, arXiv 2312.02406",
+        gives: Gives::Order,
+        options: online::ODM_OPTIONS,
+        fit: online::fit_odm,
     },
     Method {
         name: "ground-truth",

@@ -26,7 +26,7 @@ pub use attention::{Heads, attention, attention_backward};
 pub use cross_entropy::{cross_entropy, cross_entropy_backward};
 pub use embedding::{embedding, embedding_backward, select_rows, select_rows_backward};
 pub use gram::add_gram;
-pub use inner_product::inner_product;
+pub use inner_product::{dot, inner_product};
 pub use linear::{linear, linear_backward};
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use rope::{RopeTable, rope};

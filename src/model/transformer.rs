@@ -135,6 +135,22 @@ impl Transformer {
         scale: f32,
         gradient: &Weights,
     ) -> Result<f64> {
+        let nll = self.nll_and_gradient(batch, rows, targets, scale, gradient)?;
+        Ok(nll.iter().sum::<f64>() / targets.len() as f64)
+    }
+
+    /// As [`Transformer::loss_and_gradient`], with the loss of every target.
+    ///
+    /// # Shapes
+    /// `rows, targets: [m]` → `[m]`.
+    pub fn nll_and_gradient(
+        &self,
+        batch: Sequences<'_>,
+        rows: Option<&[usize]>,
+        targets: &[u32],
+        scale: f32,
+        gradient: &Weights,
+    ) -> Result<Vec<f64>> {
         let mut saved = Vec::with_capacity(self.weights.blocks.len());
         let x = self.hidden(batch, |activations| {
             saved.push(activations);
@@ -155,7 +171,7 @@ impl Transformer {
             dx = self.block_backward(block, into, batch.lengths, activations, dx)?;
         }
         embedding_backward(batch.tokens, &dx, &gradient.embedding)?;
-        Ok(nll.iter().sum::<f64>() / targets.len() as f64)
+        Ok(nll)
     }
 
     /// Shows `see` what the linear layers read: one input `[tokens, in]` per entry of

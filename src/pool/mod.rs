@@ -18,6 +18,7 @@ mod binding;
 mod fitted;
 mod init;
 mod members;
+mod online;
 mod recipe;
 mod scorer;
 mod scores;
@@ -27,6 +28,7 @@ mod training;
 
 pub use binding::{EvalBinding, Outcome, Partition};
 pub use members::{Checkpoints, Experts, MERGEABLE, Member, score_key};
+pub use online::{Domain, FixedWeights, Online, OnlineCost, OnlineRun, Target};
 pub use recipe::{DataShare, Manifest, Recipe, Start};
 pub use scorer::{Scored, Scorer};
 pub use scores::{ScoreLog, ScoreRecord};

@@ -1,8 +1,13 @@
 //! Train: optimiser steps on a mixture, from given parameters; resumable at any step, bit for bit.
 
+mod online;
 mod schedule;
 mod state;
 
+pub use online::{
+    Alignments, Dga, Fixed, Method, Odm, OnlineSources, OnlineTrainer, Policy, PolicyState, Progress, Reward, Seen,
+    Weighting, average_weights, classify,
+};
 pub use schedule::{Schedule, TrainConfig};
 pub use state::State;
 
@@ -106,6 +111,11 @@ impl<'a> Trainer<'a> {
     /// One optimiser step.
     pub fn step(&mut self, batches: &mut Batches, name: &str) -> Result<CurvePoint> {
         let loss = self.accumulate(batches)?;
+        self.descend(loss, name)
+    }
+
+    /// Updates the parameters by the gradient of a batch whose mean loss this was.
+    fn descend(&mut self, loss: f64, name: &str) -> Result<CurvePoint> {
         let place = format!("step {} of '{name}'", self.step + 1);
         if !loss.is_finite() {
             return Err(Error::NotFinite { what: format!("loss {loss}"), place });
@@ -131,6 +141,7 @@ impl<'a> Trainer<'a> {
             first: self.first.to_vec1()?,
             second: self.second.to_vec1()?,
             curve: self.curve.clone(),
+            online: None,
         })
     }
 
