@@ -137,7 +137,8 @@ fn weight_moves_to_the_only_domain_that_is_like_the_target() {
     let progress = Toy::new(40).run(&dga(4.0, 0.5), false);
     assert_eq!(progress.alignments.len(), 19, "after every second step but the last");
     let last = &progress.trajectory.last().unwrap().weights;
-    assert!(last[2] > 0.8, "{last:?}");
+    // Ids that do not overlap are nearly orthogonal, but not quite: all of them unlearn the first guess together.
+    assert!(last[2] > 2.0 * last[0].max(last[1]), "{last:?}");
     assert_eq!(progress.gradient_tokens, 19 * 4 * 3 * 24);
     assert_eq!(progress.drawn.iter().sum::<u64>(), 40 * 6);
     assert_eq!(progress.probed, [19 * 3; 3]);
@@ -323,6 +324,35 @@ fn fixed_weights_are_those_of_text_and_target() {
 }
 
 #[test]
+fn runs_order_mixtures_and_are_trained_once() {
+    let world = World::trained();
+    let line = "rank --format json --estimator dga dga:by=distance odm --csv ranking.csv";
+    let ranked: Value = serde_json::from_str(&world.ok(line)).unwrap();
+    let runs = || world.ok("ls --format csv").lines().filter(|line| line.starts_with("online,")).count();
+    assert_eq!(runs(), 3, "one towards each eval set, whatever the order is by, and one of odm");
+    for row in ranked.as_array().unwrap().iter().filter(|row| row["rank"] == 1) {
+        let (estimator, eval, best) = (&row["estimator"], &row["eval_set"], row["mixture"].as_str().unwrap());
+        assert!(row["loss"].is_null() && row["order"].is_number(), "{row:?}");
+        if estimator == "dga" {
+            assert_eq!(best, if eval == "code-test" { "code" } else { "wiki" });
+        }
+    }
+    assert_eq!(ranked, serde_json::from_str::<Value>(&world.ok(line)).unwrap());
+    assert_eq!(runs(), 3);
+    let judged = world.ok("validate --mixtures 3 --estimator dga odm --format json");
+    let judged: Value = serde_json::from_str(&judged).unwrap();
+    for row in judged.as_array().unwrap() {
+        let trained = if row["estimator"] == "dga" { 2 } else { 1 } * 28 * 4 * 32; // runs of as many steps as the experts
+        assert_eq!(row["train_tokens"].as_u64().unwrap(), trained);
+        let compared = if row["estimator"] == "dga" { 2 * 5 * 4 * 4 * 32 } else { 0 }; // three partitions and the target
+        let parameters = number(&row["flops"]) / 6.0 / (trained + compared) as f64;
+        assert_eq!(parameters.fract(), 0.0, "every token went forward and backward once: {row:?}");
+    }
+    world.refused("rank --estimator dga:by=size", 2, &["by=size", "alignment or distance"]);
+    world.refused("rank --estimator odm:reward=1", 2, &["reward=1", "loss or perplexity"]);
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_in_one_line() {
     let world = World::trained();
     for (line, parts) in [
@@ -342,25 +372,11 @@ fn what_makes_no_sense_is_refused_in_one_line() {
     }
 }
 
-const LONG: &str = "\
-model: pico
-tokenizer: tokenizer.json
-seed:
-  files: [general.txt]
-  tokens: 3k
-  learning_rate: 5e-3
-  batch_size: 4
-  sequence_length: 32
-expert:
-  tokens: 800
-  learning_rate: 2e-3
-";
-
 #[test]
 fn a_killed_run_ends_with_the_same_bytes() {
     for method in ["dga --target wiki-test --every 7 --probe 2", "odm"] {
         let line = format!("online --method {method} --tokens 120k");
-        let world = World::with_recipe(LONG);
+        let world = World::registered();
         world.ok("train seed");
         let start = Instant::now();
         let whole = json(&world, &line)["model"].clone();

@@ -5,7 +5,7 @@ use super::{Session, print};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::mixture::{Mixture, Notation};
-use crate::pool::{Domain, FixedWeights, Manifest, Online as Recipe, OnlineRun, Pool, Scored, Target};
+use crate::pool::{Domain, FixedWeights, Manifest, Online as Weighing, OnlineRun, Pool, Recipe, Scored, Target};
 use crate::progress::Observer;
 use crate::report::{Format, render};
 use crate::train::{Dga, Method, Odm, Reward};
@@ -192,7 +192,7 @@ impl Online {
         Ok(names.filter(|name| !is_target(name)).collect())
     }
 
-    fn recipe(&self, pool: &Pool, domains: &[Domain], target: Option<&Target>) -> Result<crate::pool::Recipe> {
+    fn recipe(&self, pool: &Pool, domains: &[Domain], target: Option<&Target>) -> Result<Recipe> {
         let method = match self.method {
             MethodArg::Uniform | MethodArg::Natural | MethodArg::Importance => Method::Fixed,
             MethodArg::Dga => Method::Dga(Dga { every: self.every, rate: self.rate, ema: self.ema, probe: self.probe }),
@@ -210,7 +210,7 @@ impl Online {
         let basis = self.basis.iter().map(histogram).collect::<Result<_>>()?;
         let weights = pool.fixed_weights(self.method.fixed(), domains, target)?;
         let watched = target.filter(|_| self.method == MethodArg::Dga).map(|target| target.share.clone());
-        let online = Recipe { method, target: watched, basis };
+        let online = Weighing { method, target: watched, basis };
         pool.online_recipe(domains, online, &weights, token_budget(self.tokens.as_deref())?, self.seed)
     }
 
@@ -244,7 +244,7 @@ impl Online {
             "average": mixture(pool, run, &run.average())?.to_string(),
             "final_weights": by_name(run.last()),
             "average_weights": by_name(&run.average()),
-            "mean_alignments": run.mean_alignments(),
+            "mean_alignments": run.mean_alignments().filter(|mean| mean.len() == run.domains.len()).map(|mean| by_name(&mean)),
             "comparisons": run.alignments.len(),
             "steps": manifest.recipe.train.steps,
             "tokens": manifest.n_tokens,
@@ -281,6 +281,9 @@ impl Online {
     }
 }
 
+/// Mixtures are printed in parts of this many.
+const PARTS: f64 = 1e4;
+
 /// Weights as a mixture of partitions in four decimals that sum to 1, those of units added up; the notation of `score`.
 fn mixture(pool: &Pool, run: &OnlineRun, weights: &[f64]) -> Result<Mixture> {
     let mut by_partition: BTreeMap<String, f64> = BTreeMap::new();
@@ -289,7 +292,6 @@ fn mixture(pool: &Pool, run: &OnlineRun, weights: &[f64]) -> Result<Mixture> {
         *by_partition.entry(name.to_owned()).or_default() += weight;
     }
     let total: f64 = by_partition.values().sum();
-    const PARTS: f64 = 1e4;
     let exact = |weight: &f64| weight / total * PARTS;
     let mut parts: BTreeMap<&String, u64> =
         by_partition.iter().map(|(name, w)| (name, exact(w).floor() as u64)).collect();

@@ -1,6 +1,6 @@
 //! Dga: dynamic gradient alignment, which moves weight to domains whose gradients point where the target's does.
 //!
-//! Fan, Grangier and Ablin 2024 (arXiv 2410.02498). After every `every` steps (T_r): aᵢ = ⟨∇ℓ(θ; xᵢ), ∇ℓ(θ; z)⟩ of a fresh
+//! Fan, Grangier and Ablin 2024 (arXiv 2410.02498). After every `every` steps (Tᵣ): aᵢ = ⟨∇ℓ(θ; xᵢ), ∇ℓ(θ; z)⟩ of a fresh
 //! mini-batch of each domain and one of the target; α̂ᵢ ∝ αᵢ exp(η aᵢ); α ← (1 − β) α + β α̂. Gradients are those of the loss,
 //! before clipping and before `AdamW`. The paper trains from scratch; here a seed model goes on training, so alignments are
 //! small from the start and η is larger than it would be there.
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// Dynamic gradient alignment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Dga {
-    /// Steps between two comparisons, T_r.
+    /// Steps between two comparisons, Tᵣ in the paper.
     pub every: u64,
     /// Step size of the weights, η, per nat² of alignment.
     pub rate: f64,

@@ -1,9 +1,9 @@
 //! Odm: online data mixing, a bandit that draws more from domains whose training loss is high.
 //!
 //! Albalak, Pan, Raffel and Wang 2023 (arXiv 2312.02406): Exp3 with the loss of a drawn domain as its reward. With K domains,
-//! ε₀ = 1/K and ε_t = min(1/K, √(ln K / (K t))), step t draws from
+//! ε₀ = 1/K and εₜ = min(1/K, √(ln K / (K t))), step t draws from
 //!
-//! πᵢ = (1 − K ε_t) exp(ε_{t−1} R̂ᵢ) / Σⱼ exp(ε_{t−1} R̂ⱼ) + ε_t,
+//! πᵢ = (1 − K εₜ) exp(εₜ₋₁ R̂ᵢ) / Σⱼ exp(εₜ₋₁ R̂ⱼ) + εₜ,
 //!
 //! then R̂ᵢ ← γ R̂ᵢ + (1 − γ) Lᵢ / πᵢ for the domains that were drawn, Lᵢ their mean loss in the step ([`Reward::Loss`]). The
 //! public code ends with another rule for steps that mix domains: R̂ᵢ ← γ R̂ᵢ + (1 − γ) exp(Lᵢ) and π = (1 − K ε) R̂ / Σ R̂ + ε,
@@ -40,7 +40,7 @@ impl Default for Odm {
     }
 }
 
-/// ε_t for `arms` arms.
+/// εₜ for `arms` arms.
 fn exploration(arms: usize, step: u64) -> f64 {
     let k = arms as f64;
     if step == 0 { 1.0 / k } else { (k.ln() / (k * step as f64)).sqrt().min(1.0 / k) }
@@ -119,7 +119,7 @@ mod tests {
     fn it_is_uniform_until_k_ln_k_steps_are_done() {
         let odm = Odm::default();
         let mut state = odm.start(vec![0.7, 0.1, 0.1, 0.1]);
-        let last = (4.0 * 4f64.ln()) as u64; // ε_t = 1/K up to here
+        let last = (4.0 * 4f64.ln()) as u64; // εₜ = 1/K up to here
         for step in 1..last {
             odm.observe(&mut state, &Seen::Losses(step, &[Some(9.0), Some(1.0), Some(1.0), Some(1.0)]));
             assert_eq!(state.weights, [0.25; 4], "after step {step}");
