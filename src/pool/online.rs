@@ -50,6 +50,8 @@ pub struct Domain {
     pub name: String,
     /// Its documents, with the weight it starts at.
     pub share: DataShare,
+    /// How many units it holds.
+    pub units: usize,
 }
 
 /// Text that a method may look at.
@@ -125,10 +127,11 @@ impl Pool {
                 let unit = |(index, unit): (usize, &(usize, usize))| Domain {
                     name: format!("{name}/{}", index + 1),
                     share: share(*unit),
+                    units: 1,
                 };
                 domains.extend(partition.units.iter().enumerate().map(unit));
             } else {
-                domains.push(Domain { name: name.clone(), share: share(whole) });
+                domains.push(Domain { name: name.clone(), share: share(whole), units: partition.units.len() });
             }
         }
         if domains.is_empty() {
@@ -210,6 +213,7 @@ impl Pool {
         let expert = &self.settings.expert;
         let steps = match tokens {
             Some(tokens) => expert.steps_for(tokens),
+            None if expert.steps > 0 => domains.iter().map(|domain| expert.steps * domain.units as u64).sum(),
             None => domains.iter().map(|domain| self.unit_steps(&domain.share)).sum::<Result<u64>>()?,
         };
         let train = TrainConfig { steps, seed: expert.seed + seed, ..expert.clone() };
