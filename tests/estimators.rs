@@ -16,8 +16,7 @@ const EVALS: [&str; 2] = ["code-test", "wiki-test"];
 
 /// The names of all methods that train nothing but experts.
 fn names() -> Vec<&'static str> {
-    const TRAINING: [&str; 3] = ["ground-truth", "shapley", "less"];
-    METHODS.iter().map(|method| method.name).filter(|name| !TRAINING.contains(name)).collect()
+    METHODS.iter().filter(|method| !method.trains).map(|method| method.name).collect()
 }
 
 /// The lines of a CSV, each by its header.

@@ -1,6 +1,7 @@
 //! Export commands: rankings, scores and merged models as files.
 
 use super::question::rows;
+use super::show::objects_beginning_with;
 use super::{NotationArgs, Session};
 use crate::error::{Error, Result};
 use crate::estimators::{Answer, Cost, Gives};
@@ -19,7 +20,7 @@ pub(super) enum Export {
     Ranking(ExportRanking),
     /// Write every stored score to a CSV file; computes nothing
     Scores(ExportScores),
-    /// Write the seed model, or the average of a mixture's experts, as a Hugging Face folder
+    /// Write the seed model, the average of a mixture's experts, or an object, as a Hugging Face folder
     ///
     /// Example: mixpool export model code=0.7+wiki=0.3 --out merged
     Model(ExportModel),
@@ -44,7 +45,7 @@ pub(super) struct ExportScores {
 
 #[derive(Args)]
 pub(super) struct ExportModel {
-    /// A mixture, or `seed`
+    /// A mixture, `seed`, or the first digits (eight at least) of an object's id
     mixture: String,
     /// The folder to write; must not exist
     #[arg(long, value_name = "DIR")]
@@ -84,6 +85,14 @@ impl ExportModel {
             let manifest = pool.manifest(&id)?;
             let missing = || Error::Usage("the seed model is not trained yet; run 'mixpool train seed' first".into());
             pool.single(&manifest.ok_or_else(missing)?)
+        } else if is_id(&self.mixture) && !pool.unit_counts()?.contains_key(&self.mixture) {
+            match objects_beginning_with(pool, &self.mixture)?.as_slice() {
+                [manifest] => pool.single(manifest),
+                several => {
+                    let n = several.len();
+                    return Err(Error::Usage(format!("{n} objects begin with '{}'; give more digits", self.mixture)));
+                }
+            }
         } else {
             pool.experts()?.members(&self.notation.parse(std::slice::from_ref(&self.mixture), pool)?[0])?
         };
@@ -114,6 +123,11 @@ impl ExportModel {
             pool.settings().tokenizer
         )
     }
+}
+
+/// Whether a text can only be the beginning of an object's id, unless a partition is called so.
+fn is_id(text: &str) -> bool {
+    text.len() >= 8 && text.chars().all(|c| c.is_ascii_hexdigit())
 }
 
 /// The scores of merges as an answer.

@@ -5,6 +5,7 @@ mod demo;
 mod export;
 mod filter;
 mod observer;
+mod online;
 mod question;
 mod select;
 mod show;
@@ -77,6 +78,7 @@ enum Command {
     Register(data::Register),
     EvalSet(data::EvalSet),
     Train(data::Train),
+    Online(online::Online),
     Score(question::Score),
     Rank(question::Rank),
     Validate(validate::Validate),
@@ -195,6 +197,7 @@ fn dispatch(command: Command, session: &Session) -> Result<()> {
         Command::Register(command) => command.run(session),
         Command::EvalSet(command) => command.run(session),
         Command::Train(command) => command.run(session),
+        Command::Online(command) => command.run(session),
         Command::Score(command) => command.run(session),
         Command::Rank(command) => command.run(session),
         Command::Validate(command) => command.run(session),

@@ -48,7 +48,7 @@ impl Row {
     }
 }
 
-/// Lists seed model, partitions and eval sets.
+/// Lists seed model, partitions, eval sets and models trained by online methods.
 pub(super) fn list(session: &Session) -> Result<()> {
     let pool = session.open()?;
     let seed = pool.manifest(&pool.seed_recipe()?.id()?)?;
@@ -71,6 +71,13 @@ pub(super) fn list(session: &Session) -> Result<()> {
     }
     for name in pool.eval_names()? {
         rows.push(Row::of("eval set", &name).with_tokens(&pool, &pool.eval_binding(&name)?.tokens)?);
+    }
+    for manifest in pool.manifests()?.iter().filter(|manifest| manifest.recipe.online.is_some()) {
+        let mut row = Row::of("online", &short(&manifest.id));
+        row.n_tokens = Some(manifest.n_tokens);
+        row.loss = manifest.final_loss;
+        row.relative_update = manifest.relative_update;
+        rows.push(row);
     }
     print(&render(&rows, session.format)?)
 }
@@ -185,7 +192,7 @@ pub(super) fn note_unmergeable(pool: &Pool, partitions: &[String], session: &Ses
     Ok(())
 }
 
-fn objects_beginning_with(pool: &Pool, prefix: &str) -> Result<Vec<Manifest>> {
+pub(super) fn objects_beginning_with(pool: &Pool, prefix: &str) -> Result<Vec<Manifest>> {
     let found: Vec<Manifest> =
         pool.manifests()?.into_iter().filter(|manifest| manifest.id.starts_with(prefix)).collect();
     if found.is_empty() || prefix.len() < 4 {

@@ -160,12 +160,9 @@ pub(super) fn agreement(answers: &[Answer]) -> Vec<AgreementRow> {
     compare(answers).into_iter().map(AgreementRow::from).collect()
 }
 
-/// Estimators that train more than the experts: they answer only when asked.
-const TRAINING: [&str; 3] = ["ground-truth", "shapley", "less"];
-
 /// Every estimator that needs no training but the experts'.
 fn default_estimators() -> Vec<&'static str> {
-    METHODS.iter().map(|method| method.name).filter(|name| !TRAINING.contains(name)).collect()
+    METHODS.iter().filter(|method| !method.trains).map(|method| method.name).collect()
 }
 
 /// `n` of the mixtures, evenly spread over them; all of them when there are no more.

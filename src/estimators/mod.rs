@@ -19,6 +19,7 @@ mod less;
 mod merged;
 mod mixing_law;
 mod mixmin;
+mod online;
 mod regmean;
 mod regression;
 mod shapley;
@@ -104,6 +105,8 @@ pub struct Method {
     pub source: &'static str,
     /// What its predictions are.
     pub gives: Gives,
+    /// Whether it trains models besides the experts, whatever its options are; such a method answers only when it is asked.
+    pub trains: bool,
     /// The options it takes, `name:key=value,...`.
     pub options: &'static [OptionRow],
     /// Its first phase.
@@ -117,6 +120,7 @@ pub const METHODS: &[Method] = &[
         summary: "loss of the average of the mixture's experts",
         source: "Na et al. 2024, arXiv 2410.15661",
         gives: Gives::Loss,
+        trains: false,
         options: merged::OPTIONS,
         fit: merged::fit,
     },
@@ -125,6 +129,7 @@ pub const METHODS: &[Method] = &[
         summary: "weighted mean of the losses of the mixture's experts",
         source: "Na et al. 2024, arXiv 2410.15661",
         gives: Gives::Loss,
+        trains: false,
         options: &[],
         fit: experts::fit_mean,
     },
@@ -133,6 +138,7 @@ pub const METHODS: &[Method] = &[
         summary: "loss of the best of the mixture's experts",
         source: "Na et al. 2024, arXiv 2410.15661",
         gives: Gives::Loss,
+        trains: false,
         options: &[],
         fit: experts::fit_best,
     },
@@ -141,6 +147,7 @@ pub const METHODS: &[Method] = &[
         summary: "loss of the merge, linear in the weights around the uniform merge",
         source: "after Fan et al. 2024, arXiv 2410.02498",
         gives: Gives::Loss,
+        trains: false,
         options: &[],
         fit: derivatives::fit_first,
     },
@@ -149,6 +156,7 @@ pub const METHODS: &[Method] = &[
         summary: "loss of the merge, quadratic in the weights around the uniform merge",
         source: "after Fan et al. 2024, arXiv 2410.02498",
         gives: Gives::Loss,
+        trains: false,
         options: &[],
         fit: derivatives::fit_second,
     },
@@ -157,6 +165,7 @@ pub const METHODS: &[Method] = &[
         summary: "loss of the mixture of the experts' predictions",
         source: "MDE, arXiv 2502.15950",
         gives: Gives::Loss,
+        trains: false,
         options: &[],
         fit: ensemble::fit,
     },
@@ -165,6 +174,7 @@ pub const METHODS: &[Method] = &[
         summary: "a constant plus an exponential of the weights, fitted to a design",
         source: "Ye et al. 2024, arXiv 2403.16952",
         gives: Gives::Loss,
+        trains: false,
         options: mixing_law::OPTIONS,
         fit: mixing_law::fit,
     },
@@ -173,6 +183,7 @@ pub const METHODS: &[Method] = &[
         summary: "a linear function of the weights or boosted trees, fitted to a design",
         source: "Liu et al. 2024, arXiv 2407.01492",
         gives: Gives::Loss,
+        trains: false,
         options: regression::OPTIONS,
         fit: regression::fit,
     },
@@ -181,6 +192,7 @@ pub const METHODS: &[Method] = &[
         summary: "loss of the mixture's experts merged by regression on their layers' inputs",
         source: "Jin et al. 2023, arXiv 2212.09849",
         gives: Gives::Loss,
+        trains: false,
         options: regmean::OPTIONS,
         fit: regmean::fit,
     },
@@ -189,6 +201,7 @@ pub const METHODS: &[Method] = &[
         summary: "loss after a step from a model of all partitions along the mixture's gradients",
         source: "Li et al. 2024, arXiv 2409.19458",
         gives: Gives::Loss,
+        trains: true,
         options: gradex::OPTIONS,
         fit: gradex::fit,
     },
@@ -197,6 +210,7 @@ pub const METHODS: &[Method] = &[
         summary: "output after such a step, linear in it: no model is run",
         source: "Li et al. 2024, arXiv 2409.19458",
         gives: Gives::Order,
+        trains: true,
         options: gradex::LINEAR_OPTIONS,
         fit: gradex::fit_linear,
     },
@@ -205,6 +219,7 @@ pub const METHODS: &[Method] = &[
         summary: "what each partition contributed to the loss during one run on all of them",
         source: "Wang et al. 2024, arXiv 2406.11011",
         gives: Gives::Order,
+        trains: true,
         options: shapley::OPTIONS,
         fit: shapley::fit,
     },
@@ -213,14 +228,34 @@ pub const METHODS: &[Method] = &[
         summary: "how alike the optimiser's steps on each partition and the gradient of the eval set are",
         source: "Xia et al. 2024, arXiv 2402.04333",
         gives: Gives::Order,
+        trains: true,
         options: less::OPTIONS,
         fit: less::fit,
+    },
+    Method {
+        name: "dga",
+        summary: "how much the gradients of the mixture's partitions point where the eval set's does, in a run that follows them",
+        source: "Fan et al. 2024, arXiv 2410.02498",
+        gives: Gives::Order,
+        trains: true,
+        options: online::DGA_OPTIONS,
+        fit: online::fit_dga,
+    },
+    Method {
+        name: "odm",
+        summary: "distance to the mixture that a bandit over training losses drew",
+        source: "Albalak et al. 2023, arXiv 2312.02406",
+        gives: Gives::Order,
+        trains: true,
+        options: online::ODM_OPTIONS,
+        fit: online::fit_odm,
     },
     Method {
         name: "ground-truth",
         summary: "loss of a model really trained on the mixture",
         source: "-",
         gives: Gives::Loss,
+        trains: true,
         options: ground_truth::OPTIONS,
         fit: ground_truth::fit,
     },

@@ -109,9 +109,16 @@ pub(crate) fn cross_entropy_backward_seen(
     dw: &Tensor,
     see: &mut SeeRows<'_>,
 ) -> Result<(Vec<f64>, Tensor)> {
-    let row = #[inline(always)]
-    |logits: &mut [f32], target| row_nll(logits, target, scale);
-    backward(exec, x, w, targets, dw, row, see)
+    backward(
+        exec,
+        x,
+        w,
+        targets,
+        dw,
+        #[inline(always)]
+        |logits, target| row_nll(logits, target, scale),
+        see,
+    )
 }
 
 /// The [`log_odds`] of each target, and the gradients of `scale · Σ log-odds`: adds to `dw`, returns `dx`.
@@ -126,9 +133,16 @@ pub fn log_odds_backward(
     scale: f32,
     dw: &Tensor,
 ) -> Result<(Vec<f64>, Tensor)> {
-    let row = #[inline(always)]
-    |logits: &mut [f32], target| row_log_odds(logits, target, scale);
-    backward(exec, x, w, targets, dw, row, &mut |_, _, _| Ok(()))
+    backward(
+        exec,
+        x,
+        w,
+        targets,
+        dw,
+        #[inline(always)]
+        |logits, target| row_log_odds(logits, target, scale),
+        &mut |_, _, _| Ok(()),
+    )
 }
 
 /// ln(p / (1 − p)) of a probability clipped as in the program of Li et al. 2024 (arXiv 2409.19458): above 0.9 it is lowered

@@ -1,6 +1,8 @@
-//! Inner product: Σ aᵢ bᵢ in f64, of values in memory and values as they lie in a file.
+//! Inner product: Σ aᵢ bᵢ in f64, of values in memory and values in memory or as they lie in a file.
 
-use super::{Floats, simd, weighted_sum};
+use super::{Floats, simd, values, weighted_sum};
+use crate::error::Result;
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 /// Values whose products are added up by one task.
@@ -15,7 +17,21 @@ const LANES: usize = 16;
 pub fn inner_product(values: &[f32], other: Floats<'_>) -> f64 {
     let mut single = vec![0f32; values.len()];
     weighted_sum(&mut single, &[(1.0, other)]); // reads any float type, and refuses another length
-    let tiles = values.par_chunks(TILE).zip(single.par_chunks(TILE)).map(|(a, b)| {
+    tiled(values, &single)
+}
+
+/// Σ aᵢ bᵢ in f64 of values in memory and a tensor of as many; the order of additions depends on the length alone.
+///
+/// # Errors
+/// [`crate::Error::Tensor`] when the tensor is not contiguous f32 on the CPU.
+pub fn dot(a: &[f32], b: &Tensor) -> Result<f64> {
+    let b = values(b)?;
+    debug_assert_eq!(a.len(), b.len());
+    Ok(tiled(a, &b))
+}
+
+fn tiled(a: &[f32], b: &[f32]) -> f64 {
+    let tiles = a.par_chunks(TILE).zip(b.par_chunks(TILE)).map(|(a, b)| {
         simd::vectorised(
             #[inline(always)]
             || tile(a, b),

@@ -30,7 +30,7 @@ pub(crate) use cross_entropy::cross_entropy_backward_seen;
 pub use cross_entropy::{cross_entropy, cross_entropy_backward, log_odds, log_odds_backward};
 pub use embedding::{embedding, embedding_backward, select_rows, select_rows_backward};
 pub use gram::add_gram;
-pub use inner_product::inner_product;
+pub use inner_product::{dot, inner_product};
 pub use linear::{linear, linear_backward};
 pub(crate) use matmul::{Into, Matrix, MatrixMut, matmul};
 pub use projection::Projection;

@@ -18,6 +18,7 @@ mod binding;
 mod fitted;
 mod init;
 mod members;
+mod online;
 mod recipe;
 mod scorer;
 mod scores;
@@ -28,6 +29,7 @@ mod watched;
 
 pub use binding::{EvalBinding, Outcome, Partition, Provenance};
 pub use members::{Checkpoints, Experts, MERGEABLE, Member, score_key};
+pub use online::{Domain, FixedWeights, Online, OnlineCost, OnlineRun, Target};
 pub use recipe::{DataShare, Manifest, Recipe, Start};
 pub use scorer::{Scored, Scorer};
 pub use scores::{ScoreLog, ScoreRecord};

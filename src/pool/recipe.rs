@@ -1,5 +1,6 @@
 //! Recipe: what fully determines a trained model, and the hash that names it.
 
+use super::{Online, OnlineCost};
 use crate::error::Result;
 use crate::files;
 use crate::model::ModelConfig;
@@ -46,6 +47,9 @@ pub struct Recipe {
     pub data: Vec<DataShare>,
     /// Training settings.
     pub train: TrainConfig,
+    /// How the weights of the data change while it is trained; none when they do not and units take turns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub online: Option<Online>,
 }
 
 impl Recipe {
@@ -93,4 +97,7 @@ pub struct Manifest {
     pub seconds: f64,
     /// Version of mixpool that wrote the object.
     pub created_by: String,
+    /// What an online method did beside training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub online: Option<OnlineCost>,
 }

@@ -1,7 +1,7 @@
 //! Training in the pool: the object of a recipe, trained first when it is missing.
 
 use super::settings::SeedTraining;
-use super::{DataShare, MANIFEST, Manifest, Partition, Pool, Recipe, Start, TOKENIZER};
+use super::{DataShare, MANIFEST, Manifest, OnlineCost, Partition, Pool, Recipe, Start, TOKENIZER};
 use crate::error::{Error, Result};
 use crate::files::{self, Staging};
 use crate::mixture::Mixture;
@@ -80,13 +80,13 @@ impl Pool {
         Ok(self.recipe(Start::Object(self.seed_recipe()?.id()?), data, train))
     }
 
-    fn recipe(&self, start: Start, data: Vec<DataShare>, train: TrainConfig) -> Recipe {
+    pub(super) fn recipe(&self, start: Start, data: Vec<DataShare>, train: TrainConfig) -> Recipe {
         let super::Settings { model, tokenizer, prefix_token, .. } = self.settings.clone();
-        Recipe { version: Recipe::VERSION, model, tokenizer, prefix_token, start, data, train }.sorted()
+        Recipe { version: Recipe::VERSION, model, tokenizer, prefix_token, start, data, train, online: None }.sorted()
     }
 
     /// Steps of an expert on this unit: as set, or one pass over the unit.
-    fn unit_steps(&self, share: &DataShare) -> Result<u64> {
+    pub(super) fn unit_steps(&self, share: &DataShare) -> Result<u64> {
         let expert = &self.settings.expert;
         if expert.steps > 0 {
             return Ok(expert.steps);
@@ -121,14 +121,29 @@ impl Pool {
             Some(state) => state,
             None => State::fresh(self.start_values(recipe)?),
         };
-        let train = &recipe.train;
-        let mut batches = self.batches(recipe)?;
-        let mut trainer = Trainer::new(&recipe.model, &self.layout, train, state)?;
-        trainer.run(&mut batches, name, observer, SAVE_EVERY, |state| state.save(&state_path))?;
-        let state = trainer.state()?;
+        let save = |state: &State| state.save(&state_path);
+        let state = match &recipe.online {
+            Some(online) => self.train_online(recipe, online, state, (name, observer), save)?,
+            None => self.train_mixed(recipe, state, (name, observer), save)?,
+        };
         let manifest = self.publish(&id, recipe, &state, origin.as_deref(), started.elapsed().as_secs_f64())?;
         self.remove_state(&id)?;
         Ok(manifest)
+    }
+
+    /// Trains on units that take turns, from a state to the end.
+    fn train_mixed(
+        &self,
+        recipe: &Recipe,
+        state: State,
+        (name, observer): (&str, &dyn Observer),
+        save: impl FnMut(&State) -> Result<()>,
+    ) -> Result<State> {
+        let train = &recipe.train;
+        let mut batches = self.batches(recipe)?;
+        let mut trainer = Trainer::new(&recipe.model, &self.layout, train, state)?;
+        trainer.run(&mut batches, name, observer, SAVE_EVERY, save)?;
+        trainer.state()
     }
 
     /// The parameters training starts from; none for a start from scratch.
@@ -180,6 +195,9 @@ impl Pool {
         write_checkpoint(&staging.file("."), &recipe.model, &self.layout, &state.parameters)?;
         self.copy_tokenizer(&staging)?;
         staging.write("curve.csv", curve_csv(&state.curve).as_bytes())?;
+        if let Some(progress) = &state.online {
+            self.write_progress(&staging, recipe, progress)?;
+        }
         let manifest = Manifest {
             id: id.to_owned(),
             weights: files::hash_file(&staging.file("model.safetensors"))?,
@@ -188,8 +206,12 @@ impl Pool {
             n_tokens: recipe.train.steps * recipe.train.tokens_per_step(),
             final_loss: state.curve.last().map(|point| point.loss),
             relative_update: origin.map(|origin| relative_update(origin, &state.parameters)),
-            seconds,
+            seconds: state.online.as_ref().map_or(seconds, |progress| progress.seconds),
             created_by: format!("mixpool {}", env!("CARGO_PKG_VERSION")),
+            online: state.online.as_ref().map(|progress| OnlineCost {
+                gradient_tokens: progress.gradient_tokens,
+                gradient_seconds: progress.gradient_seconds,
+            }),
         };
         staging.write(MANIFEST, &files::to_json(&manifest)?)?;
         staging.publish(&folder)?;

@@ -71,12 +71,33 @@ impl Batches {
         for _ in 0..sequences {
             let unit = self.turn();
             units.push(unit);
-            let unit = &mut self.units[unit];
-            let start = unit.next_block(self.length, self.seed) * self.length;
-            batch.inputs.extend_from_slice(&unit.stream[start..start + self.length]);
-            batch.targets.extend_from_slice(&unit.stream[start + 1..=start + self.length]);
+            self.append(unit, &mut batch);
         }
         (batch, units)
+    }
+
+    /// The next sequence of each of these units, whoever's turn it is.
+    pub fn next_of(&mut self, units: &[usize]) -> Batch {
+        let mut batch = Batch { inputs: Vec::new(), targets: Vec::new() };
+        units.iter().for_each(|unit| self.append(*unit, &mut batch));
+        batch
+    }
+
+    /// Sequences drawn from each unit so far.
+    pub fn drawn(&self) -> Vec<u64> {
+        self.units.iter().map(|unit| unit.drawn).collect()
+    }
+
+    /// Goes on as if so many sequences had been drawn from each unit by [`Batches::next_of`].
+    pub fn go_on_from(&mut self, drawn: &[u64]) {
+        self.units.iter_mut().zip(drawn).for_each(|(unit, drawn)| unit.drawn = *drawn);
+    }
+
+    fn append(&mut self, unit: usize, batch: &mut Batch) {
+        let unit = &mut self.units[unit];
+        let start = unit.next_block(self.length, self.seed) * self.length;
+        batch.inputs.extend_from_slice(&unit.stream[start..start + self.length]);
+        batch.targets.extend_from_slice(&unit.stream[start + 1..=start + self.length]);
     }
 
     /// Goes on as if `sequences` sequences had been drawn.

@@ -241,6 +241,7 @@ impl<'a> AdapterTrainer<'a> {
             first: self.first.to_vec1()?,
             second: self.second.to_vec1()?,
             curve: self.curve.clone(),
+            online: None,
         })
     }
 

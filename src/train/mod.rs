@@ -2,11 +2,16 @@
 
 mod adapter;
 mod attribution;
+mod online;
 mod schedule;
 mod state;
 
 pub use adapter::{AdapterTrainer, Adapters};
 pub use attribution::{Attribution, Gradients, HESSIAN_STEP, Update, Values};
+pub use online::{
+    Alignments, Dga, Fixed, Method, Odm, OnlineSources, OnlineTrainer, Policy, PolicyState, Progress, Reward, Seen,
+    Weighting, average_weights, classify,
+};
 pub use schedule::{Schedule, TrainConfig};
 pub use state::State;
 
@@ -111,6 +116,11 @@ impl<'a> Trainer<'a> {
     pub fn step(&mut self, batches: &mut Batches, name: &str) -> Result<CurvePoint> {
         let drawn = self.draw(batches).0;
         let loss = self.accumulate(&drawn, None)?.0;
+        self.descend(loss, name)
+    }
+
+    /// Updates the parameters by the gradient of a batch whose mean loss this was.
+    fn descend(&mut self, loss: f64, name: &str) -> Result<CurvePoint> {
         let norm = self.check(loss, name)?;
         self.advance(loss, norm)
     }
@@ -147,6 +157,7 @@ impl<'a> Trainer<'a> {
             first: self.first.to_vec1()?,
             second: self.second.to_vec1()?,
             curve: self.curve.clone(),
+            online: None,
         })
     }
 

@@ -1,12 +1,14 @@
 //! State: everything a training run needs to go on, stored as one file that replaces the last by rename.
 
-use super::CurvePoint;
+use super::{CurvePoint, Progress};
 use crate::error::{Error, Result};
 use crate::files::{self, Writer};
 use crate::model::Layout;
 use std::path::Path;
 
 const MAGIC: &[u8; 16] = b"mixpool-state-1\n";
+/// Begins a state with the progress of an online method in it.
+const ONLINE: &[u8; 16] = b"mixpool-state-2\n";
 
 /// Parameters, moments, step and loss curve of a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,21 +23,24 @@ pub struct State {
     pub second: Vec<f32>,
     /// The loss curve so far.
     pub curve: Vec<CurvePoint>,
+    /// What an online method has seen and done; none where the weights of the data do not change.
+    pub online: Option<Progress>,
 }
 
 impl State {
     /// The state before the first step.
     pub fn fresh(parameters: Vec<f32>) -> Self {
         let zeros = vec![0.0; parameters.len()];
-        Self { step: 0, first: zeros.clone(), second: zeros, parameters, curve: Vec::new() }
+        Self { step: 0, first: zeros.clone(), second: zeros, parameters, curve: Vec::new(), online: None }
     }
 
     /// Stores the state at `path`, replacing an earlier one; durable on return.
     ///
-    /// The file is a magic word, the lengths of its parts, the curve as JSON, the three vectors, and the BLAKE3 hash of
-    /// all that.
+    /// The file is a magic word, the lengths of its parts, the curve as JSON, the progress of an online method as JSON
+    /// (where there is one: the magic word says so), the three vectors, and the BLAKE3 hash of all that.
     pub fn save(&self, path: &Path) -> Result<()> {
         let curve = files::to_json(&self.curve)?;
+        let online = self.online.as_ref().map(files::to_json).transpose()?;
         files::publish_with(path, |temporary| {
             let mut writer = Writer::create(temporary)?;
             let mut hasher = blake3::Hasher::new();
@@ -43,11 +48,15 @@ impl State {
                 hasher.update(bytes);
                 writer.write(bytes)
             };
-            write(MAGIC)?;
+            write(if online.is_some() { ONLINE } else { MAGIC })?;
             for number in [self.step, curve.len() as u64, self.parameters.len() as u64] {
                 write(&number.to_le_bytes())?;
             }
+            if let Some(online) = &online {
+                write(&(online.len() as u64).to_le_bytes())?;
+            }
             write(&curve)?;
+            write(online.as_deref().unwrap_or_default())?;
             for values in [&self.parameters, &self.first, &self.second] {
                 for block in values.chunks(1 << 16) {
                     write(&block.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
@@ -78,14 +87,17 @@ impl State {
         if blake3::hash(content).as_bytes() != hash {
             return None;
         }
-        let mut rest = content.strip_prefix(MAGIC)?;
+        let has_progress = content.starts_with(ONLINE);
+        let mut rest = content.strip_prefix(if has_progress { ONLINE } else { MAGIC })?;
         let mut number = || {
             let (head, tail) = rest.split_first_chunk::<8>()?;
             rest = tail;
             Some(u64::from_le_bytes(*head))
         };
         let (step, curve, length) = (number()?, number()?, number()?);
-        let (curve, vectors) = rest.split_at_checked(usize::try_from(curve).ok()?)?;
+        let online = if has_progress { number()? } else { 0 };
+        let (curve, rest) = rest.split_at_checked(usize::try_from(curve).ok()?)?;
+        let (online, vectors) = rest.split_at_checked(usize::try_from(online).ok()?)?;
         let length = usize::try_from(length).ok()?;
         if length != layout.len() || vectors.len() != 12 * length {
             return None;
@@ -95,6 +107,7 @@ impl State {
             values[index * length..(index + 1) * length].iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
         };
         let curve = serde_json::from_slice(curve).ok()?;
-        Some(Self { step, parameters: vector(0), first: vector(1), second: vector(2), curve })
+        let online = if has_progress { Some(serde_json::from_slice(online).ok()?) } else { None };
+        Some(Self { step, parameters: vector(0), first: vector(1), second: vector(2), curve, online })
     }
 }
