@@ -77,8 +77,11 @@ fn the_regression_is_that_of_liblinear() {
 #[test]
 fn a_weight_is_a_number_of_repetitions() {
     let rows = spread("repeated", 60, 4.0).into_iter().map(f64::from).collect::<Vec<f64>>();
-    let observation =
-        |index: usize, weight| Observation { features: &rows[3 * index..3 * index + 3], label: index % 3 > 0, weight };
+    let observation = |index: usize, weight| Observation {
+        features: &rows[3 * index..3 * index + 3],
+        label: !index.is_multiple_of(3),
+        weight,
+    };
     let weighted: Vec<_> = (0..20).map(|index| observation(index, (1 + index % 2) as f64)).collect();
     let repeated: Vec<_> =
         (0..20).flat_map(|index| (0..=index % 2).map(move |_| index)).map(|index| observation(index, 1.0)).collect();

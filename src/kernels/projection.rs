@@ -191,8 +191,8 @@ fn sum_signed(w: &[f32], words: &[u64]) -> [f32; BLOCK] {
         let mut sums = [0f32; LANES]; // of one register: all four at once are kept in memory
         for (w, word) in w.iter().zip(words) {
             let bits = (word >> (part * LANES)) as u32;
-            for i in 0..LANES {
-                sums[i] += signed(*w, bits, i);
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum += signed(*w, bits, i);
             }
         }
         *out = sums;

@@ -86,7 +86,8 @@ impl Meta {
         let parameters = pool.stored_tensors(&key)?.read(adapters.layout())?;
         let bytes: Vec<u8> = parameters.iter().flat_map(|value| value.to_le_bytes()).collect();
         let id = format!("{} and adapters {}", seed.weights, files::hash(&bytes));
-        let (moved, norm) = (vec![0..parameters.len()], length(parameters.iter()));
+        let everything = 0..parameters.len();
+        let (moved, norm) = (Vec::from([everything]), length(parameters.iter()));
         Ok(Self { id, parameters, moved, norm, cost, adapted: Some(Adapted { base, adapters }) })
     }
 

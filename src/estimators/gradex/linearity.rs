@@ -24,7 +24,7 @@ pub struct LinearityRow {
     pub sequences: usize,
     /// The error with exact gradients.
     pub exact: f64,
-    /// The error with ⟨Pᵀ∇f, PᵀΔ⟩, or ⟨Pᵀ∇f, w⟩ where Δ = P w, in place of ⟨∇f, Δ⟩.
+    /// The error with ⟨Pᵀ∇f, Pᵀ Δ⟩, or ⟨Pᵀ∇f, w⟩ where Δ = P w, in place of ⟨∇f, Δ⟩.
     pub projected: f64,
     /// The error of predicting no change.
     pub constant: f64,
