@@ -81,7 +81,7 @@ fn mixtures_are_ordered_by_the_values_of_their_partitions() {
         let mixtures = mixtures.map(|text| Mixture::parse(text, &units, Notation::default()).unwrap());
         let scores = estimator.estimate(&mixtures).unwrap();
         assert!(scores[0][0] < scores[1][0] && scores[1][0] < scores[2][0], "{name}: {scores:?}");
-        let between = (scores[0][1] + scores[2][1]) / 2.0;
+        let between = f64::midpoint(scores[0][1], scores[2][1]);
         assert!((scores[1][1] - between).abs() < 1e-12, "{name} is linear in the weights");
         assert_ne!(scores[3][0], scores[0][0], "{name} knows units");
         let cost = estimator.cost();
