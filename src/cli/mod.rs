@@ -44,6 +44,7 @@ A tour, from text files to a ranking:
   mixpool score code+wiki code=0.7+wiki=0.3
   mixpool rank --csv ranking.csv                # every subset on every eval set
   mixpool validate --mixtures 8                 # how far to trust each estimator
+  mixpool online --method dga --target wiki-test   # one run that finds its weights while it trains
 
 Exit codes: 0 ok, 1 failed, 2 usage, 10 no pool here, 11 locked by another process, 12 pool damaged,
 75 stopped and resumable, 130 interrupted. stdout is data, stderr is progress.";

@@ -11,7 +11,8 @@
 //!   it too applies to runs that were not plain descent. A sum of these is no prediction of the change of a loss.
 //! * [`Update::Adam`]: uᵢ = −η c D gᵢ / B, with D = 1 / (√v̂ + ε) of the step (its own gradient included, taken as given). A
 //!   gradient is credited at once with all that the momentum carries of it into later steps; decay is nobody's. Noise that
-//!   the momentum would average out is credited at full length too, so the second order overstates how losses bend.
+//!   the momentum would average out is credited at full length too, which may be why second-order sums over whole runs came out far
+//!   too high.
 //!
 //! Neither adds up to what a run did. On the study's pool (30 steps, 14 eval sets; `results/2026-11-22-gradients`) losses fell
 //! by 0.02 to 0.37 nats; the first-order sums over the run are 0.2 to 2 % of that by descent, and 0.22 to 0.45 nats too

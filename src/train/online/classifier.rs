@@ -16,7 +16,7 @@
 /// ```
 /// use mixpool::train::classify;
 /// let (code, prose) = ([1, 1, 2, 1].as_slice(), [3, 4, 3, 4].as_slice());
-/// assert_eq!(classify(&[code, prose], &[3, 4, 1, 3, 1, 1, 4, 3], 2, 5), [0.25, 0.75]);
+/// assert_eq!(classify(&[code, prose], &[3, 4, 3, 3, 1, 1, 4, 3], 2, 5), [0.25, 0.75]);
 /// ```
 pub fn classify(domains: &[&[u32]], target: &[u32], length: usize, vocabulary: usize) -> Vec<f64> {
     let models: Vec<Vec<f64>> = domains.iter().map(|tokens| log_unigram(tokens, vocabulary)).collect();
