@@ -2,11 +2,13 @@
 
 use mixpool::estimators::{Answer, Cost, Gives};
 use mixpool::rank::{Agreement, Intervals, Judgement, Noise, RESAMPLES, compare};
+use std::collections::BTreeMap;
 
 /// An answer about the eval set `eval`.
 fn answer(estimator: &str, tokens: Option<u64>, eval: &str, predictions: &[(&str, f64)]) -> Answer {
     Answer {
         estimator: estimator.into(),
+        options: BTreeMap::new(),
         gives: Gives::Loss,
         eval_set: eval.into(),
         tokens,

@@ -12,6 +12,7 @@ use crate::pool::{Pool, Scored};
 use crate::progress::Observer;
 use crate::report::{ScoreRow, write_csv};
 use clap::{Args, Subcommand};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 #[derive(Subcommand)]
@@ -135,6 +136,7 @@ fn merged((eval_set, scores): (String, Vec<Scored>)) -> Answer {
     let predictions = scores.into_iter().map(|scored| (scored.record.mixture, scored.record.score.loss()));
     Answer {
         estimator: "merged".into(),
+        options: BTreeMap::new(),
         gives: Gives::Loss,
         eval_set,
         tokens: None,

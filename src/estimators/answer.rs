@@ -18,6 +18,9 @@ use std::path::PathBuf;
 pub struct Answer {
     /// The estimator with its options, e.g. `merged:exponent=0.5`.
     pub estimator: String,
+    /// All its options, defaults included; none in files of mixpool 0.1 from before they were kept.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
     /// Whether the predictions are losses or only an order.
     pub gives: Gives,
     /// Name of the eval set.
@@ -40,6 +43,12 @@ impl Answer {
     pub fn repetition(&self) -> Option<u64> {
         let rest = self.estimator.strip_prefix(TRUTH)?;
         if rest.is_empty() { Some(0) } else { rest.strip_prefix(":repeat=")?.parse().ok() }
+    }
+
+    /// Whether its name still means the options it was given: a default may have changed since.
+    fn is_current(&self) -> bool {
+        let name = self.estimator.split_once("+offset").map_or(self.estimator.as_str(), |(name, _)| name);
+        self.options.is_empty() || Spec::parse(name).is_ok_and(|spec| spec.options.all() == self.options)
     }
 
     /// The predictions of some mixtures, in their order; none where one is missing.
@@ -71,6 +80,7 @@ pub fn ask(spec: &Spec, question: &Question<'_>, mixtures: &[Mixture], calibrate
         let predictions = mixtures.iter().zip(&predicted).map(|(mixture, all)| (mixture.to_string(), all[index]));
         let answer = Answer {
             estimator: name.clone(),
+            options: spec.options.all(),
             gives: spec.method.gives,
             eval_set: eval_set.clone(),
             tokens: question.tokens,
@@ -122,7 +132,8 @@ impl Store {
     fn add(&self, answer: &Answer) -> Result<()> {
         files::create_folder(&self.folder)?;
         let path = self.path(answer);
-        let mut all = if path.exists() { files::read_json::<Answer>(&path)?.predictions } else { BTreeMap::new() };
+        let before = if path.exists() { Some(files::read_json::<Answer>(&path)?) } else { None };
+        let mut all = before.filter(Answer::is_current).map_or_else(BTreeMap::new, |before| before.predictions);
         all.extend(answer.predictions.clone());
         files::publish(&path, &files::to_json(&Answer { predictions: all, ..answer.clone() })?)
     }
@@ -136,12 +147,36 @@ impl Store {
         let mut answers = Vec::new();
         for path in paths {
             let answer: Answer = files::read_json(&path)?;
-            if self.path(&answer) == path {
+            if self.path(&answer) == path && answer.is_current() {
                 answers.push(answer); // others speak of experts or eval sets that are no longer there
             }
         }
         let order = |answer: &Answer| (answer.estimator.clone(), answer.tokens, answer.eval_set.clone());
         answers.sort_by_key(order);
         Ok(answers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_from_before_a_default_changed_is_not_current() {
+        let spec = Spec::parse("merged:exponent=0.5").unwrap();
+        let mut answer = Answer {
+            estimator: format!("{spec}+offset(3)"),
+            options: spec.options.all(),
+            gives: Gives::Loss,
+            eval_set: "wiki".into(),
+            tokens: None,
+            cost: Cost::default(),
+            predictions: BTreeMap::new(),
+        };
+        assert!(answer.is_current());
+        answer.options.insert("truths".into(), "7".into()); // what the name would have left out, were 7 the default
+        assert!(!answer.is_current());
+        answer.options.clear();
+        assert!(answer.is_current(), "files without options are taken at their word");
     }
 }

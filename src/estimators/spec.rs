@@ -20,6 +20,11 @@ pub struct OptionRow {
 pub struct Options(BTreeMap<&'static str, String>);
 
 impl Options {
+    /// Every option and its value.
+    pub(super) fn all(&self) -> BTreeMap<String, String> {
+        self.0.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+    }
+
     /// The text of an option.
     pub fn text(&self, name: &str) -> &str {
         self.0.get(name).map_or("", String::as_str)
