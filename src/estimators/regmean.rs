@@ -14,7 +14,6 @@ use crate::mixture::{Mixture, Notation};
 use crate::model::Checkpoint;
 use crate::pool::{Checkpoints, Experts, Manifest, Member, Pool, Scored, Scorer, parse_count};
 use crate::progress::Observer;
-use crate::text::{Batches, Share, TokenFile};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -151,14 +150,8 @@ fn measure(pool: &Pool, expert: &Manifest, tokens: u64, key: &str) -> Result<Cos
     let start = Instant::now();
     let recipe = &expert.recipe;
     let length = recipe.train.sequence_length;
-    let files = recipe.data.iter().map(|share| pool.tokens(&share.tokens)).collect::<Result<Vec<TokenFile>>>()?;
-    let shares = recipe.data.iter().zip(&files).map(|(share, tokens)| {
-        let documents = share.documents.0..share.documents.1;
-        Share { tokens, documents, weight: share.weight }
-    });
-    let shares: Vec<Share<'_>> = shares.collect();
-    let mut batches = Batches::new(&shares, recipe.prefix_token, length, recipe.train.seed)?;
-    let blocks: usize = (0..shares.len()).map(|unit| batches.blocks(unit)).sum();
+    let mut batches = pool.batches(recipe)?;
+    let blocks: usize = (0..recipe.data.len()).map(|unit| batches.blocks(unit)).sum();
     let batch = batches.next(blocks.min((tokens as usize).div_ceil(length))); // no sequence twice
 
     let (model, layout) = (&pool.settings().model, pool.layout());

@@ -7,7 +7,7 @@ use crate::model::{Checkpoint, Layout, Transformer, Weights};
 use candle_core::{DType, Device, Tensor};
 
 /// Passes of scoring that go through the model together: about 2048 ids, enough to divide one pass over threads.
-const TOGETHER: usize = 4;
+pub(super) const TOGETHER: usize = 4;
 
 /// The loss of a model on an eval set, and its gradient.
 pub struct Gradient {
@@ -15,6 +15,13 @@ pub struct Gradient {
     pub loss: f64,
     /// The derivative of the loss by every parameter, in the order of the layout: `[layout length]`.
     pub values: Vec<f32>,
+}
+
+/// A model that is differentiated, and the gradient that it adds to.
+pub(super) struct Differentiable {
+    pub(super) model: Transformer,
+    pub(super) gradient: Tensor,
+    pub(super) views: Weights,
 }
 
 impl Evaluator {
@@ -26,10 +33,7 @@ impl Evaluator {
     /// # Errors
     /// [`Error::NotFinite`] when the loss or a derivative is NaN or infinite.
     pub fn gradient(&self, set: &EvalSet) -> Result<Gradient> {
-        let Self { config, layout, length, flat, .. } = self;
-        let gradient = Tensor::zeros(layout.len(), DType::F32, &Device::Cpu)?;
-        let views = Weights::views(config, layout, &gradient)?;
-        let model = Transformer::new(config, layout, flat, *length, Exec::Split)?;
+        let Differentiable { model, gradient, views } = self.differentiable(self.length)?;
         let mut loss = 0.0;
         for pass in set.passes(TOGETHER) {
             let share = pass.targets.len() as f64 / set.n_tokens() as f64;
@@ -38,6 +42,14 @@ impl Evaluator {
         }
         let gradient = Gradient { loss, values: gradient.to_vec1()? };
         gradient.checked(&format!("an eval set of {} tokens", set.n_tokens()))
+    }
+
+    /// The model for sequences of at most `length` ids, each pass divided over threads, and a gradient of 0 to add to.
+    pub(super) fn differentiable(&self, length: usize) -> Result<Differentiable> {
+        let gradient = Tensor::zeros(self.layout.len(), DType::F32, &Device::Cpu)?;
+        let views = Weights::views(&self.config, &self.layout, &gradient)?;
+        let model = Transformer::new(&self.config, &self.layout, &self.flat, length, Exec::Split)?;
+        Ok(Differentiable { model, gradient, views })
     }
 }
 

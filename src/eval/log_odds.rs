@@ -2,22 +2,12 @@
 //!
 //! The scalar output f of Li et al. 2024 (arXiv 2409.19458): the mean of ln(p / (1 − p)) over the tokens to predict.
 
+use super::gradient::{Differentiable, TOGETHER};
 use super::{EvalSet, Evaluator};
 use crate::error::{Error, Result};
 use crate::kernels::{Exec, fill_zero, log_odds, values};
-use crate::model::{Sequences, Transformer, Weights};
+use crate::model::{Sequences, Transformer};
 use crate::text::Batch;
-use candle_core::{DType, Device, Tensor};
-
-/// Passes of an eval set that go through the model together.
-const TOGETHER: usize = 4;
-
-/// A model that is differentiated, and the gradient that it adds to.
-struct Differentiable {
-    model: Transformer,
-    gradient: Tensor,
-    views: Weights,
-}
 
 impl Evaluator {
     /// Shows `see` the output f of every sequence of `length` ids and its gradient, in the order of the layout, one
@@ -69,13 +59,6 @@ impl Evaluator {
             finite(nll.iter().map(|nll| log_odds((-nll).exp())).sum::<f64>() / length as f64)
         };
         batch.inputs.chunks(length).zip(batch.targets.chunks(length)).map(output).collect()
-    }
-
-    fn differentiable(&self, length: usize) -> Result<Differentiable> {
-        let gradient = Tensor::zeros(self.layout.len(), DType::F32, &Device::Cpu)?;
-        let views = Weights::views(&self.config, &self.layout, &gradient)?;
-        let model = Transformer::new(&self.config, &self.layout, &self.flat, length, Exec::Split)?;
-        Ok(Differentiable { model, gradient, views })
     }
 }
 

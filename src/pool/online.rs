@@ -9,7 +9,6 @@ use super::{DataShare, Manifest, Pool, Recipe, Start};
 use crate::error::{Error, Result};
 use crate::files::{self, Staging};
 use crate::progress::Observer;
-use crate::text::{Batches, Share};
 use crate::train::{
     Alignments, Method, OnlineSources, OnlineTrainer, Progress, State, TrainConfig, Weighting, average_weights,
     classify,
@@ -232,24 +231,13 @@ impl Pool {
         (name, observer): (&str, &dyn Observer),
         save: impl FnMut(&State) -> Result<()>,
     ) -> Result<State> {
-        let batches = |data: &[DataShare], seed| -> Result<Batches> {
-            let files = data.iter().map(|share| self.tokens(&share.tokens)).collect::<Result<Vec<_>>>()?;
-            let units = data.iter().zip(&files);
-            let shares: Vec<Share<'_>> = units
-                .map(|(DataShare { documents: (first, end), weight, .. }, tokens)| Share {
-                    tokens,
-                    documents: *first..*end,
-                    weight: *weight,
-                })
-                .collect();
-            Batches::new(&shares, recipe.prefix_token, recipe.train.sequence_length, seed)
-        };
         let seed = recipe.train.seed;
+        let of_target = |target| self.batches_of(std::slice::from_ref(target), recipe, seed);
         let arms = online.basis.len();
         let sources = OnlineSources {
-            domains: batches(&recipe.data, seed)?,
-            probes: batches(&recipe.data, seed ^ PROBE_SEED)?,
-            target: online.target.as_ref().map(|target| batches(std::slice::from_ref(target), seed)).transpose()?,
+            domains: self.batches(recipe)?,
+            probes: self.batches_of(&recipe.data, recipe, seed ^ PROBE_SEED)?,
+            target: online.target.as_ref().map(of_target).transpose()?,
             basis: online.basis.clone(),
             start: match arms {
                 0 => recipe.data.iter().map(|share| share.weight).collect(),

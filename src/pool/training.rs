@@ -119,7 +119,7 @@ impl Pool {
         let state_path = self.state_path(&id);
         let state = match State::load(&state_path, &self.layout)? {
             Some(state) => state,
-            None => State::fresh(self.start_values(recipe)?),
+            None => State::fresh(self.fresh_values(recipe, origin.clone())),
         };
         let save = |state: &State| state.save(&state_path);
         let state = match &recipe.online {
@@ -156,21 +156,29 @@ impl Pool {
 
     /// The parameters before the first step.
     pub(super) fn start_values(&self, recipe: &Recipe) -> Result<Vec<f32>> {
-        let fresh = || self.layout.initial_values(&recipe.model, recipe.train.seed);
-        Ok(self.origin(recipe)?.unwrap_or_else(fresh))
+        Ok(self.fresh_values(recipe, self.origin(recipe)?))
+    }
+
+    fn fresh_values(&self, recipe: &Recipe, origin: Option<Vec<f32>>) -> Vec<f32> {
+        origin.unwrap_or_else(|| self.layout.initial_values(&recipe.model, recipe.train.seed))
     }
 
     /// The sequences of a recipe's training, from the first one on.
     pub fn batches(&self, recipe: &Recipe) -> Result<Batches> {
-        let files = recipe.data.iter().map(|share| Ok((share.tokens.clone(), self.tokens(&share.tokens)?)));
+        self.batches_of(&recipe.data, recipe, recipe.train.seed)
+    }
+
+    /// Sequences of some data, cut as a recipe's are and in an order of their own.
+    pub(super) fn batches_of(&self, data: &[DataShare], recipe: &Recipe, seed: u64) -> Result<Batches> {
+        let files = data.iter().map(|share| Ok((share.tokens.clone(), self.tokens(&share.tokens)?)));
         let files: BTreeMap<String, TokenFile> = files.collect::<Result<_>>()?;
-        let shares = recipe.data.iter().map(|share| Share {
+        let shares = data.iter().map(|share| Share {
             tokens: &files[&share.tokens],
             documents: share.documents.0..share.documents.1,
             weight: share.weight,
         });
         let shares: Vec<Share<'_>> = shares.collect();
-        Batches::new(&shares, recipe.prefix_token, recipe.train.sequence_length, recipe.train.seed)
+        Batches::new(&shares, recipe.prefix_token, recipe.train.sequence_length, seed)
     }
 
     /// Writes the object: a Hugging Face folder, the loss curve and the manifest, visible all at once.

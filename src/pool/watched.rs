@@ -9,9 +9,8 @@ use crate::error::Result;
 use crate::files;
 use crate::progress::Observer;
 use crate::text::Batches;
-use crate::train::{CurvePoint, State, Trainer};
+use crate::train::{CurvePoint, Pace, State, Trainer, take_steps};
 use serde::{Serialize, de::DeserializeOwned};
-use std::time::Instant;
 
 /// Someone who takes the steps of a run and keeps what they show.
 pub trait Watch {
@@ -55,31 +54,26 @@ impl Pool {
         let train = &recipe.train;
         let mut batches = self.batches(recipe)?;
         batches.skip(state.step * train.batch_size as u64);
-        let mut step = state.step;
-        let mut trainer = Trainer::new(&recipe.model, self.layout(), train, state)?;
-        let save = |trainer: &Trainer<'_>, seen: &Vec<W::Seen>| {
-            files::publish(&seen_path, &files::to_json(seen)?)?;
-            trainer.state()?.save(&state_path)
-        };
-        observer.begin(name, train.steps * train.tokens_per_step(), "tokens");
-        let mut saved = Instant::now();
-        while step < train.steps {
-            if let Err(stop) = observer.check() {
-                save(&trainer, &seen)?;
-                return Err(stop);
-            }
-            let (point, new) = watch.step(&mut trainer, &mut batches)?;
-            seen.push(new);
-            step = point.step;
-            observer.advance(point.tokens, &format!("loss {:.3}", point.loss));
-            if saved.elapsed().as_secs_f64() >= SAVE_EVERY && step < train.steps {
-                save(&trainer, &seen)?;
-                saved = Instant::now();
-            }
-        }
-        observer.finish();
+        let done = state.step;
+        let trainer = Trainer::new(&recipe.model, self.layout(), train, state)?;
+        let mut run = (trainer, seen);
+        take_steps(
+            train,
+            done,
+            Pace { name, observer, save_every: SAVE_EVERY },
+            &mut run,
+            |(trainer, seen)| {
+                let (point, new) = watch.step(trainer, &mut batches)?;
+                seen.push(new);
+                Ok(point)
+            },
+            |(trainer, seen)| {
+                files::publish(&seen_path, &files::to_json(seen)?)?;
+                trainer.state()?.save(&state_path)
+            },
+        )?;
         remove_if_there(&state_path)?;
         remove_if_there(&seen_path)?;
-        Ok(seen)
+        Ok(run.1)
     }
 }

@@ -3,7 +3,7 @@
 //! Hu et al. 2021 (arXiv 2106.09685): W = W₀ + s B A with A `[rank, in]` and B `[out, rank]`. The gradient of W gives those of
 //! the factors, ∂A = s Bᵀ∂W and ∂B = s ∂W Aᵀ, so a model runs on merged weights and knows nothing of adapters.
 
-use super::{CurvePoint, State, TrainConfig};
+use super::{CurvePoint, Pace, State, TrainConfig, take_steps};
 use crate::error::{Error, Result};
 use crate::kernels::{
     AdamW, Exec, Into, Matrix, MatrixMut, adamw_step, fill_zero, matmul, rewrite, sum_of_squares, values,
@@ -15,7 +15,6 @@ use crate::text::{Batch, Batches};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::Instant;
 
 /// The layers that get an adapter: those of Li et al. 2024 (arXiv 2409.19458).
 const TARGETS: [&str; 3] = ["q_proj.weight", "k_proj.weight", "v_proj.weight"];
@@ -181,31 +180,24 @@ impl<'a> AdapterTrainer<'a> {
         save_every: f64,
         mut save: impl FnMut(&State) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let (sequences, tokens) = (self.config.batch_size, self.config.tokens_per_step());
-        batches.skip(self.step * sequences as u64);
-        observer.begin(name, self.config.steps * tokens, "tokens");
-        let mut saved = Instant::now();
-        while self.step < self.config.steps {
-            if let Err(stop) = observer.check() {
-                save(&self.state()?)?;
-                return Err(stop);
-            }
-            let loss = self.step(&batches.next(sequences))?;
-            observer.advance(self.step * tokens, &format!("loss {loss:.3}"));
-            if saved.elapsed().as_secs_f64() >= save_every {
-                save(&self.state()?)?;
-                saved = Instant::now();
-            }
-        }
-        observer.finish();
+        let (config, done) = (self.config, self.step);
+        batches.skip(done * config.batch_size as u64);
+        take_steps(
+            config,
+            done,
+            Pace { name, observer, save_every },
+            &mut self,
+            |trainer| trainer.step(&batches.next(config.batch_size)),
+            |trainer| save(&trainer.state()?),
+        )?;
         Ok(self.values.to_vec1()?)
     }
 
-    /// One optimiser step; returns the mean loss before it, in nats per token.
+    /// One optimiser step.
     ///
     /// # Errors
     /// [`Error::NotFinite`] when the loss or the gradient is not.
-    pub fn step(&mut self, batch: &Batch) -> Result<f64> {
+    pub fn step(&mut self, batch: &Batch) -> Result<CurvePoint> {
         let length = self.config.sequence_length;
         let tokens = self.config.micro_batch_size * length;
         rewrite(&self.merged, |out| {
@@ -229,8 +221,7 @@ impl<'a> AdapterTrainer<'a> {
             let place = format!("step {} of adapters", self.step + 1);
             return Err(Error::NotFinite { what: format!("loss {loss} or its gradient"), place });
         }
-        self.update(norm, loss)?;
-        Ok(loss)
+        self.update(norm, loss)
     }
 
     /// The state now; its parameters are the adapters, in the order of their layout.
@@ -245,15 +236,15 @@ impl<'a> AdapterTrainer<'a> {
         })
     }
 
-    fn update(&mut self, norm: f64, loss: f64) -> Result<()> {
-        let TrainConfig { beta1, beta2, eps, weight_decay, clip, .. } = *self.config;
-        let rate = self.config.rate_at(self.step);
+    fn update(&mut self, norm: f64, loss: f64) -> Result<CurvePoint> {
+        let config = self.config;
         self.step += 1;
-        let tokens = self.step * self.config.tokens_per_step();
-        self.curve.push(CurvePoint { step: self.step, tokens, loss, gradient_norm: norm, learning_rate: rate });
-        // PyTorch's clip_grad_norm_ adds 1e-6 to the norm.
-        let gradient_scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        let options = AdamW { rate, beta1, beta2, eps, weight_decay, gradient_scale, step: self.step };
-        adamw_step(&options, &self.values, &self.first, &self.second, &self.gradient)
+        let (weight_decay, gradient_scale) = (config.weight_decay, config.gradient_scale(norm));
+        let options = AdamW { weight_decay, gradient_scale, ..config.adamw(self.step) };
+        adamw_step(&options, &self.values, &self.first, &self.second, &self.gradient)?;
+        let (step, tokens) = (self.step, self.step * config.tokens_per_step());
+        let point = CurvePoint { step, tokens, loss, gradient_norm: norm, learning_rate: options.rate };
+        self.curve.push(point);
+        Ok(point)
     }
 }

@@ -5,6 +5,7 @@ mod attribution;
 mod online;
 mod schedule;
 mod state;
+mod steps;
 
 pub use adapter::{AdapterTrainer, Adapters};
 pub use attribution::{Attribution, Gradients, HESSIAN_STEP, Update, Values};
@@ -14,6 +15,7 @@ pub use online::{
 };
 pub use schedule::{Schedule, TrainConfig};
 pub use state::State;
+pub use steps::{Pace, take_steps};
 
 use crate::error::{Error, Result};
 use crate::kernels::{AdamW, Along, Directions, Exec, adamw_step, sum_of_squares};
@@ -93,23 +95,15 @@ impl<'a> Trainer<'a> {
         mut save: impl FnMut(&State) -> Result<()>,
     ) -> Result<()> {
         batches.skip(self.step * self.config.batch_size as u64);
-        let tokens_per_step = self.config.tokens_per_step();
-        observer.begin(name, self.config.steps * tokens_per_step, "tokens");
-        let mut saved = std::time::Instant::now();
-        while self.step < self.config.steps {
-            if let Err(stop) = observer.check() {
-                save(&self.state()?)?;
-                return Err(stop);
-            }
-            let point = self.step(batches, name)?;
-            observer.advance(point.tokens, &format!("loss {:.3}", point.loss));
-            if saved.elapsed().as_secs_f64() >= save_every && self.step < self.config.steps {
-                save(&self.state()?)?;
-                saved = std::time::Instant::now();
-            }
-        }
-        observer.finish();
-        Ok(())
+        let (config, done) = (self.config, self.step);
+        take_steps(
+            config,
+            done,
+            Pace { name, observer, save_every },
+            &mut (self, batches),
+            |(trainer, batches)| trainer.step(batches, name),
+            |(trainer, _)| save(&trainer.state()?),
+        )
     }
 
     /// One optimiser step.

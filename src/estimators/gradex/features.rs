@@ -9,7 +9,7 @@ use crate::mixture::{Mixture, Notation};
 use crate::model::{Layout, Parameter};
 use crate::pool::{Partition, Pool, Recipe};
 use crate::rng::Stream;
-use crate::text::{Batch, Batches, Share, TokenFile};
+use crate::text::Batch;
 use crate::train::{AdapterTrainer, Adapters, State};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -135,13 +135,7 @@ impl Meta {
 /// Trains adapters by a recipe, from where the training called `id` was stopped.
 fn train(question: &Question<'_>, recipe: &Recipe, base: &[f32], adapters: &Adapters, id: &str) -> Result<Vec<f32>> {
     let (pool, train) = (question.pool, &recipe.train);
-    let files = recipe.data.iter().map(|share| pool.tokens(&share.tokens)).collect::<Result<Vec<TokenFile>>>()?;
-    let shares = recipe.data.iter().zip(&files).map(|(share, tokens)| {
-        let documents = share.documents.0..share.documents.1;
-        Share { tokens, documents, weight: share.weight }
-    });
-    let shares: Vec<Share<'_>> = shares.collect();
-    let mut batches = Batches::new(&shares, recipe.prefix_token, train.sequence_length, train.seed)?;
+    let mut batches = pool.batches(recipe)?;
     let path = pool.state_path(id);
     let fresh = || State::fresh(adapters.initial_values(train.seed));
     let state = State::load(&path, adapters.layout())?.unwrap_or_else(fresh);
@@ -213,12 +207,7 @@ impl Features {
 
 /// The first sequences that training on a unit would take, none twice.
 pub(super) fn sequences(pool: &Pool, partition: &Partition, unit: usize, samples: usize) -> Result<Batch> {
-    let settings = pool.settings();
-    let tokens = pool.tokens(&partition.tokens)?;
-    let (first, end) = partition.units[unit];
-    let share = Share { tokens: &tokens, documents: first..end, weight: 1.0 };
-    let train = &settings.expert;
-    let mut batches = Batches::new(&[share], settings.prefix_token, train.sequence_length, train.seed)?;
+    let mut batches = pool.batches(&pool.expert_recipe(partition, unit)?)?;
     let blocks = batches.blocks(0);
     Ok(batches.next(samples.min(blocks)))
 }

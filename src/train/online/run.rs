@@ -1,6 +1,6 @@
 //! Run: the loop of an online method: draw by the weights, step, tell the policy, and keep what happened.
 
-use super::super::{CurvePoint, State, TrainConfig, Trainer};
+use super::super::{CurvePoint, Pace, State, TrainConfig, Trainer, take_steps};
 use super::{Alignments, Method, Policy, Progress, Seen, Weighting};
 use crate::error::{Error, Result};
 use crate::model::{Layout, ModelConfig};
@@ -87,22 +87,8 @@ impl<'a> OnlineTrainer<'a> {
         save_every: f64,
         mut save: impl FnMut(&State) -> Result<()>,
     ) -> Result<()> {
-        observer.begin(name, self.config.steps * self.config.tokens_per_step(), "tokens");
-        let mut saved = Instant::now();
-        while self.trainer.step < self.config.steps {
-            if let Err(stop) = observer.check() {
-                save(&self.state()?)?;
-                return Err(stop);
-            }
-            let point = self.step(name)?;
-            observer.advance(point.tokens, &format!("loss {:.3}", point.loss));
-            if saved.elapsed().as_secs_f64() >= save_every && self.trainer.step < self.config.steps {
-                save(&self.state()?)?;
-                saved = Instant::now();
-            }
-        }
-        observer.finish();
-        Ok(())
+        let (config, done, pace) = (self.config, self.trainer.step, Pace { name, observer, save_every });
+        take_steps(config, done, pace, self, |run| run.step(name), |run| save(&run.state()?))
     }
 
     /// One optimiser step, and what the policy makes of it.
