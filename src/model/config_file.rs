@@ -42,13 +42,11 @@ fn refuse_unsupported(fields: &Map<String, Value>, place: &str) -> Result<()> {
         let problem = "layers with a sliding window are not supported; expected 'full_attention' in all layers";
         return Err(Error::input(place, problem));
     }
-    for (key, expected) in [("hidden_act", json!("silu")), ("partial_rotary_factor", json!(1.0))] {
-        if let Some(value) = fields.get(key).filter(|value| **value != expected) {
-            return Err(Error::input(
-                place,
-                format!("'{key}' is {value}, which is not supported; expected {expected}"),
-            ));
-        }
+    if let Some(activation) = fields.get("hidden_act").filter(|value| **value != "silu") {
+        return Err(Error::input(
+            place,
+            format!("'hidden_act' is {activation}, which is not supported; expected \"silu\""),
+        ));
     }
     if fields.contains_key("quantization_config") {
         let problem = "'quantization_config' is set; expected a model in f32, bf16 or f16: convert it first";
@@ -62,10 +60,12 @@ fn rope(fields: &mut Map<String, Value>, place: &str) -> Result<()> {
     // `transformers` 5 keeps base and scaling together in `rope_parameters`.
     let parameters = fields.remove("rope_parameters").unwrap_or_default();
     let mut scaling = fields.remove("rope_scaling").unwrap_or(parameters.clone());
-    let theta = parameters.get("rope_theta").cloned().unwrap_or(json!(10_000.0));
-    fields.entry("rope_theta").or_insert(theta);
-    if parameters.get("partial_rotary_factor").is_some_and(|factor| *factor != json!(1.0)) {
-        return Err(Error::input(place, "'partial_rotary_factor' is not supported; expected 1.0"));
+    let theta = parameters.get("rope_theta").filter(|theta| !theta.is_null());
+    fields.entry("rope_theta").or_insert(theta.cloned().unwrap_or(json!(10_000.0)));
+    let part = [fields.get("partial_rotary_factor"), parameters.get("partial_rotary_factor")];
+    if let Some(part) = part.into_iter().flatten().find(|part| part.as_f64() != Some(1.0)) {
+        let problem = format!("'partial_rotary_factor' is {part}, which is not supported; expected 1");
+        return Err(Error::input(place, problem));
     }
     let kind = ["rope_type", "type"].iter().find_map(|key| scaling[*key].as_str()).unwrap_or("default").to_owned();
     match (kind.as_str(), &mut scaling) {
