@@ -10,7 +10,7 @@ use std::f64::consts::TAU;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
-    /// Llama 1 to 3, SmolLM and whatever else calls itself `llama`.
+    /// Llama 1 to 3, `SmolLM` and whatever else calls itself `llama`.
     #[default]
     Llama,
     /// Mistral: Llama with a sliding window.
@@ -19,7 +19,7 @@ pub enum Family {
     Qwen2,
     /// Qwen3: every head of queries and keys is normed.
     Qwen3,
-    /// OLMo 2: queries and keys are normed whole; the norms of a block stand after its layers.
+    /// `OLMo` 2: queries and keys are normed whole; the norms of a block stand after its layers.
     Olmo2,
 }
 
