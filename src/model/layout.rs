@@ -147,7 +147,7 @@ impl Layout {
         let mut values = Vec::with_capacity(self.len());
         for parameter in &self.parameters {
             if !parameter.decays() {
-                let value = if parameter.name.ends_with(".bias") { 0.0 } else { 1.0 };
+                let value = if parameter.name.ends_with("_proj.bias") { 0.0 } else { 1.0 };
                 values.extend(std::iter::repeat_n(value, parameter.len()));
                 continue;
             }
