@@ -160,6 +160,7 @@ fn inner_products_are_those_of_gradients_taken_one_sequence_at_a_time() {
                 along.add_linear(part.offset, first_row, inputs, outputs, width);
                 Ok(())
             }
+            Factors::Bias { outputs } => along.add_bias(part.offset, outputs),
             Factors::Norm { inputs, outputs, eps } => along.add_norm(part.offset, inputs, outputs, eps),
             Factors::Embedding { ids, outputs } => along.add_embedding(part.offset, ids, outputs),
         };

@@ -179,6 +179,7 @@ fn odd_config(tied: bool) -> ModelConfig {
         rope_theta: 10_000.0,
         max_position_embeddings: 130,
         tie_word_embeddings: tied,
+        ..ModelConfig::preset("pico").unwrap()
     }
 }
 

@@ -6,6 +6,7 @@
 //! then as many operations as a token has, once per direction and sequence. There are many directions and sequences are
 //! long, so the latter is done: one layer's gradient of a few sequences exists at a time, at most [`HELD`] values.
 
+use super::bias::bias_gradients;
 use super::matmul::{Into, Matrix, MatrixMut, matmul};
 use super::rms_norm::rms_norm_gains;
 use super::{Exec, values};
@@ -120,6 +121,14 @@ impl<'a> Along<'a> {
     pub fn add_norm(&mut self, offset: usize, inputs: &Tensor, outputs: &Tensor, eps: f32) -> Result<()> {
         let gains = rms_norm_gains(inputs, eps, outputs, self.lengths)?;
         let products = self.directions.products(offset, &gains, inputs.dim(1)?);
+        self.add(&products, 0..self.lengths.len());
+        Ok(())
+    }
+
+    /// Adds those of a bias that begins at `offset`.
+    pub fn add_bias(&mut self, offset: usize, outputs: &Tensor) -> Result<()> {
+        let gradients = bias_gradients(outputs, self.lengths)?;
+        let products = self.directions.products(offset, &gradients, outputs.dim(1)?);
         self.add(&products, 0..self.lengths.len());
         Ok(())
     }

@@ -10,6 +10,7 @@
 mod adamw;
 mod along;
 mod attention;
+mod bias;
 mod cross_entropy;
 mod embedding;
 mod gram;
@@ -26,6 +27,7 @@ mod weighted_sum;
 pub use adamw::{AdamW, adamw_direction, adamw_step, preconditioner, sum_of_squares};
 pub use along::{Along, Directions};
 pub use attention::{Heads, attention, attention_backward};
+pub use bias::{add_bias, bias_backward};
 pub(crate) use cross_entropy::cross_entropy_backward_seen;
 pub use cross_entropy::{cross_entropy, cross_entropy_backward, log_odds, log_odds_backward};
 pub use embedding::{embedding, embedding_backward, select_rows, select_rows_backward};
@@ -35,7 +37,7 @@ pub use linear::{linear, linear_backward};
 pub(crate) use matmul::{Into, Matrix, MatrixMut, matmul};
 pub use projection::Projection;
 pub use rms_norm::{rms_norm, rms_norm_backward};
-pub use rope::{RopeTable, rope};
+pub use rope::{RopeTable, rope, rope_frequencies};
 pub use swiglu::{swiglu, swiglu_backward};
 pub use weighted_sum::{Floats, Members, weighted_sum, weighted_sums};
 

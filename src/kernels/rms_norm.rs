@@ -77,14 +77,15 @@ pub fn rms_norm_backward(
 /// The gradient of the gain from each sequence alone: Σ over its rows of dy x r.
 ///
 /// # Shapes
-/// `x, dy: [n, d]`, `lengths` sum to n → `[sequences, d]`.
+/// `x, dy: [n · heads, d]`, `lengths` sum to n → `[sequences, d]`; a token may have several rows, one per head.
 pub(crate) fn rms_norm_gains(x: &Tensor, eps: f32, dy: &Tensor, lengths: &[usize]) -> Result<Vec<f32>> {
     let width = x.dim(1)?;
     let (x, dy) = (values(x)?, values(dy)?);
     let mut gains = vec![0f32; lengths.len() * width];
+    let span = x.len() / lengths.iter().sum::<usize>().max(1); // values of one token
     let mut start = 0;
     for (length, gain) in lengths.iter().zip(gains.chunks_exact_mut(width)) {
-        let rows = start * width..(start + length) * width;
+        let rows = start * span..(start + length) * span;
         start += length;
         simd::vectorised(
             #[inline(always)]

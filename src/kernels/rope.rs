@@ -15,18 +15,25 @@ pub struct RopeTable {
 impl RopeTable {
     /// Angles `position · theta^(−2i / head_dim)` for positions below `positions` (Su et al. 2021, arXiv 2104.09864).
     pub fn new(positions: usize, head_dim: usize, theta: f64) -> Self {
-        let half = head_dim / 2;
-        let angles = (0..positions).flat_map(|position| {
-            (0..half).map(move |i| position as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64))
-        });
+        Self::of_frequencies(positions, &rope_frequencies(head_dim, theta))
+    }
+
+    /// Angles `position · frequency` for positions below `positions`, one frequency per pair of a head's elements.
+    pub fn of_frequencies(positions: usize, frequencies: &[f64]) -> Self {
+        let angles = (0..positions).flat_map(|position| frequencies.iter().map(move |f| position as f64 * f));
         let (sin, cos) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
-        Self { half, cos, sin }
+        Self { half: frequencies.len(), cos, sin }
     }
 
     /// How many positions the table covers.
     pub fn positions(&self) -> usize {
         self.cos.len().checked_div(self.half).unwrap_or(usize::MAX)
     }
+}
+
+/// `theta^(−2i / head_dim)` for every pair i of a head's elements, in radians per position.
+pub fn rope_frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
+    (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect()
 }
 
 /// Rotates every head of every row in place by its position; `inverse` turns back, which is the gradient.

@@ -1,5 +1,7 @@
 //! Checkpoint: the parameters of a model in a Hugging Face folder, mapped for reading or written anew.
 
+use super::config_file::{CONFIG, transformers_config};
+use super::index::{INDEX, Index};
 use super::{Layout, ModelConfig};
 use crate::error::{Error, Result};
 use crate::files;
@@ -13,32 +15,49 @@ use std::path::{Path, PathBuf};
 
 /// File name of the parameters inside a model folder.
 pub(super) const WEIGHTS: &str = "model.safetensors";
-const CONFIG: &str = "config.json";
 /// How many differences a refusal lists.
 const SHOWN: usize = 5;
 /// A header larger than this is refused unread; 100,000 tensors need about 12 MiB.
 const MAX_HEADER: u64 = 16 << 20;
 
-/// A safetensors file, mapped; its float tensors can be read at any alignment.
+/// Buffers that old Llama checkpoints hold although they follow from the config; `transformers` ignores them too.
+pub(super) const ROTARY_BUFFER: &str = ".rotary_emb.inv_freq";
+
+/// A safetensors file or the shards of one, mapped; their float tensors can be read at any alignment.
 pub struct Checkpoint {
     path: PathBuf,
-    map: Mmap,
+    files: Vec<(PathBuf, Mmap)>,
     tensors: BTreeMap<String, Entry>,
 }
 
 struct Entry {
+    file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Range<usize>,
 }
 
 impl Checkpoint {
-    /// Maps `model.safetensors` of a model folder.
+    /// Maps `model.safetensors` of a model folder, or the shards that `model.safetensors.index.json` names.
     ///
     /// # Errors
-    /// As [`Checkpoint::open_file`].
+    /// As [`Checkpoint::open_file`]; [`Error::Input`] when the index is not what it should be, when index and shards
+    /// disagree, or when there are only pickled weights, which are never read.
     pub fn open(folder: &Path) -> Result<Self> {
-        Self::open_file(&folder.join(WEIGHTS))
+        let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
+        if single.exists() {
+            return Self::open_file(&single);
+        }
+        if index.exists() {
+            return Self::open_shards(folder, index);
+        }
+        match pickled(folder) {
+            Some(path) => Err(Error::input(
+                path.display(),
+                "pickled weights can run code and are not read; convert them to safetensors (save_pretrained of transformers)",
+            )),
+            None => Self::open_file(&single),
+        }
     }
 
     /// Maps a safetensors file.
@@ -47,6 +66,24 @@ impl Checkpoint {
     /// [`Error::Io`] when it cannot be opened, [`Error::Damaged`] when it is not a valid safetensors file or holds a
     /// tensor that is not f32, bf16 or f16.
     pub fn open_file(path: &Path) -> Result<Self> {
+        let mut checkpoint = Self { path: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.add(path)?;
+        Ok(checkpoint)
+    }
+
+    fn open_shards(folder: &Path, path: PathBuf) -> Result<Self> {
+        let index = Index::read(folder, &path)?;
+        let mut checkpoint = Self { path, files: Vec::new(), tensors: BTreeMap::new() };
+        for shard in index.shards() {
+            checkpoint.add(shard)?;
+        }
+        let held = checkpoint.tensors.iter().map(|(name, entry)| (name.as_str(), entry.file)).collect();
+        index.check(&held)?;
+        Ok(checkpoint)
+    }
+
+    /// Maps one more file.
+    fn add(&mut self, path: &Path) -> Result<()> {
         let map = files::map(path)?;
         let damaged = |problem: String| Error::damaged(path, problem);
         let declared = map.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes));
@@ -56,18 +93,36 @@ impl Checkpoint {
         }
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| damaged(error.to_string()))?;
         let data = header + 8;
-        let mut tensors = BTreeMap::new();
         for (name, info) in metadata.tensors() {
+            if name.ends_with(ROTARY_BUFFER) {
+                continue;
+            }
             if !matches!(info.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
                 return Err(damaged(format!("tensor '{name}' is {:?}; expected F32, BF16 or F16", info.dtype)));
             }
             let bytes = data + info.data_offsets.0..data + info.data_offsets.1;
-            tensors.insert(name, Entry { dtype: info.dtype, shape: info.shape.clone(), bytes });
+            let entry = Entry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), bytes };
+            if let Some(other) = self.tensors.insert(name.clone(), entry) {
+                let other = self.files[other.file].0.display();
+                return Err(damaged(format!("tensor '{name}' is also in '{other}'")));
+            }
         }
-        Ok(Self { path: path.to_path_buf(), map, tensors })
+        self.files.push((path.to_path_buf(), map));
+        Ok(())
     }
 
-    /// The file.
+    /// The hash of the file's content; of the shards' hashes, in the order of their names, when there are several.
+    pub fn content_hash(&self) -> Result<String> {
+        match self.files.as_slice() {
+            [(path, _)] if *path == self.path => files::hash_file(path),
+            shards => {
+                let hashes = shards.iter().map(|(path, _)| files::hash_file(path)).collect::<Result<Vec<_>>>()?;
+                Ok(files::hash(hashes.concat().as_bytes()))
+            }
+        }
+    }
+
+    /// The file, or the index of the shards.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -80,7 +135,7 @@ impl Checkpoint {
     /// The values of one tensor, as they lie in the file.
     pub fn tensor(&self, name: &str) -> Option<Floats<'_>> {
         let entry = self.tensors.get(name)?;
-        let bytes = &self.map[entry.bytes.clone()];
+        let bytes = &self.files[entry.file].1[entry.bytes.clone()];
         Some(match entry.dtype {
             Dtype::BF16 => Floats::BF16(bytes),
             Dtype::F16 => Floats::F16(bytes),
@@ -122,6 +177,15 @@ impl Checkpoint {
     }
 }
 
+/// A file of pickled weights in a folder.
+fn pickled(folder: &Path) -> Option<PathBuf> {
+    let is_pickled = |path: &PathBuf| {
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        matches!(ending, Some("bin" | "pt" | "pth" | "ckpt"))
+    };
+    files::list(folder).ok()?.into_iter().find(is_pickled)
+}
+
 /// Writes `config.json` and `model.safetensors` (f32, sorted by name) into `folder`, flushed to the disk.
 ///
 /// The bytes depend on the arguments alone. `values` lie in the order of `layout`.
@@ -154,58 +218,4 @@ pub fn write_tensors(path: &Path, layout: &Layout, values: &[f32]) -> Result<()>
         file.write(&bytes)?;
     }
     file.close()
-}
-
-/// Reads `config.json` of a Llama model folder.
-///
-/// # Errors
-/// [`Error::Io`] when it cannot be read, [`Error::Input`] when it describes something else than a Llama model.
-pub fn read_config(folder: &Path) -> Result<ModelConfig> {
-    let path = folder.join(CONFIG);
-    let place = path.display().to_string();
-    let mut value: Value =
-        serde_json::from_str(&files::read_text(&path)?).map_err(|error| Error::input(&place, error.to_string()))?;
-    let family = value["model_type"].as_str().unwrap_or("(none)");
-    if family != "llama" {
-        return Err(Error::input(&place, format!("'model_type' is '{family}'; expected 'llama'")));
-    }
-    if !value["rope_scaling"].is_null() {
-        return Err(Error::input(&place, "'rope_scaling' is not supported yet; expected null"));
-    }
-    let number = |key: &str| value[key].as_u64();
-    if let (None, Some(hidden), Some(heads)) =
-        (number("head_dim"), number("hidden_size"), number("num_attention_heads"))
-    {
-        value["head_dim"] = json!(hidden.checked_div(heads).unwrap_or(0));
-    }
-    // `transformers` 5 keeps the base of the rotary frequencies in `rope_parameters`.
-    if value["rope_theta"].is_null() {
-        let nested = value["rope_parameters"]["rope_theta"].clone();
-        value["rope_theta"] = if nested.is_null() { json!(10_000.0) } else { nested };
-    }
-    if value["tie_word_embeddings"].is_null() {
-        value["tie_word_embeddings"] = json!(false);
-    }
-    let config: ModelConfig = serde_json::from_value(value).map_err(|error| Error::input(&place, error.to_string()))?;
-    config.check(&place)?;
-    Ok(config)
-}
-
-/// The `config.json` from which `transformers` builds the same model.
-fn transformers_config(config: &ModelConfig) -> Value {
-    let mut value = json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": false,
-        "mlp_bias": false,
-        "attention_dropout": 0.0,
-        "rope_scaling": null,
-        "torch_dtype": "float32",
-        "use_cache": true,
-    });
-    if let (Value::Object(value), Ok(Value::Object(shape))) = (&mut value, serde_json::to_value(config)) {
-        value.extend(shape);
-    }
-    value
 }

@@ -1,5 +1,6 @@
-//! Model config: the shape of a Llama-family model, as Hugging Face's `config.json` describes it, with named presets.
+//! Model config: the shape of a model, as Hugging Face's `config.json` describes it, with named presets.
 
+use super::family::{Family, RopeScaling};
 use crate::error::{Error, Result, closest};
 use crate::kernels::Heads;
 use serde::{Deserialize, Serialize};
@@ -7,9 +8,12 @@ use serde::{Deserialize, Serialize};
 /// Names accepted by [`ModelConfig::preset`], smallest first.
 pub const PRESETS: [&str; 5] = ["pico", "nano", "micro", "small", "smol-135m"];
 
-/// The shape of a Llama model. Field names are those of Hugging Face's `config.json`.
+/// The shape of a model. Field names are those of Hugging Face's `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
+    /// What the model has beyond Llama, or instead.
+    #[serde(default, skip_serializing_if = "Family::is_llama")]
+    pub model_type: Family,
     /// Number of token ids.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -32,6 +36,23 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// Whether the output matrix is the embedding.
     pub tie_word_embeddings: bool,
+    /// How rotary frequencies are scaled, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
+    /// Whether all four projections of the attention have biases.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub attention_bias: bool,
+    /// Whether the three projections of the feed-forward layer have biases.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub mlp_bias: bool,
+    /// How many tokens, itself included, a token sees; longer sequences are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sliding_window: Option<usize>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl ModelConfig {
@@ -72,6 +93,7 @@ impl ModelConfig {
             }
         };
         Ok(Self {
+            model_type: Family::Llama,
             vocab_size: vocabulary,
             hidden_size: hidden,
             intermediate_size: ffn,
@@ -83,6 +105,10 @@ impl ModelConfig {
             rope_theta: 10_000.0,
             max_position_embeddings: positions,
             tie_word_embeddings: true,
+            rope_scaling: None,
+            attention_bias: false,
+            mlp_bias: false,
+            sliding_window: None,
         })
     }
 
@@ -127,7 +153,7 @@ impl ModelConfig {
         if !(self.rms_norm_eps > 0.0 && self.rope_theta > 0.0) {
             return Err(Error::input(place, "'rms_norm_eps' and 'rope_theta' must be positive"));
         }
-        Ok(())
+        self.check_family(place)
     }
 
     /// Floating-point operations of one forward pass per token, matrix products only (2 per multiply-add).

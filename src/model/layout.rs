@@ -35,7 +35,7 @@ impl Parameter {
         self.offset..self.offset + self.len()
     }
 
-    /// Matrices decay, vectors (norm weights) do not.
+    /// Matrices decay, vectors (gains of norms, biases) do not.
     pub fn decays(&self) -> bool {
         self.shape.len() >= 2
     }
@@ -62,7 +62,7 @@ impl Layout {
         Self { parameters: shapes.into_iter().map(place).collect() }
     }
 
-    /// The tensors of a Llama model, under the names `transformers` uses.
+    /// The tensors of a model, under the names `transformers` uses.
     pub fn of(config: &ModelConfig) -> Self {
         let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
         let queries = config.num_attention_heads * config.head_dim;
@@ -75,18 +75,25 @@ impl Layout {
             shapes.insert("lm_head.weight".to_owned(), vec![config.vocab_size, hidden]);
         }
         for layer in 0..config.num_hidden_layers {
-            for (part, shape) in [
-                ("input_layernorm", vec![hidden]),
-                ("self_attn.q_proj", vec![queries, hidden]),
-                ("self_attn.k_proj", vec![keys, hidden]),
-                ("self_attn.v_proj", vec![keys, hidden]),
-                ("self_attn.o_proj", vec![hidden, queries]),
-                ("post_attention_layernorm", vec![hidden]),
-                ("mlp.gate_proj", vec![ffn, hidden]),
-                ("mlp.up_proj", vec![ffn, hidden]),
-                ("mlp.down_proj", vec![hidden, ffn]),
+            let name = |part: &str, kind: &str| format!("model.layers.{layer}.{part}.{kind}");
+            for (part, outputs, inputs) in [
+                ("self_attn.q_proj", queries, hidden),
+                ("self_attn.k_proj", keys, hidden),
+                ("self_attn.v_proj", keys, hidden),
+                ("self_attn.o_proj", hidden, queries),
+                ("mlp.gate_proj", ffn, hidden),
+                ("mlp.up_proj", ffn, hidden),
+                ("mlp.down_proj", hidden, ffn),
             ] {
-                shapes.insert(format!("model.layers.{layer}.{part}.weight"), shape);
+                shapes.insert(name(part, "weight"), vec![outputs, inputs]);
+                if config.has_bias(part) {
+                    shapes.insert(name(part, "bias"), vec![outputs]);
+                }
+            }
+            let head_norms = config.head_norms().map(|[q, k]| [("self_attn.q_norm", q), ("self_attn.k_norm", k)]);
+            let norms = config.block_norms().map(|norm| (norm, hidden)).into_iter();
+            for (norm, width) in norms.chain(head_norms.into_iter().flatten()) {
+                shapes.insert(name(norm, "weight"), vec![width]);
             }
         }
         Self::from_shapes(shapes)
@@ -132,7 +139,7 @@ impl Layout {
         Ok(flat.narrow(0, parameter.offset, parameter.len())?.reshape(parameter.shape.as_slice())?)
     }
 
-    /// Fresh parameters: norms 1, matrices normal with deviation 0.02, those that write into the residual stream
+    /// Fresh parameters: norms 1, biases 0, matrices normal with deviation 0.02, those that write into the residual stream
     /// (`o_proj`, `down_proj`) divided by √(2 · layers).
     ///
     /// Each tensor draws from its own stream, so adding a layer does not reshuffle the others.
@@ -140,7 +147,8 @@ impl Layout {
         let mut values = Vec::with_capacity(self.len());
         for parameter in &self.parameters {
             if !parameter.decays() {
-                values.extend(std::iter::repeat_n(1.0, parameter.len()));
+                let value = if parameter.name.ends_with("_proj.bias") { 0.0 } else { 1.0 };
+                values.extend(std::iter::repeat_n(value, parameter.len()));
                 continue;
             }
             let residual = parameter.name.ends_with("o_proj.weight") || parameter.name.ends_with("down_proj.weight");

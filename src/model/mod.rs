@@ -2,12 +2,19 @@
 
 mod checkpoint;
 mod config;
+mod config_file;
+mod family;
+mod index;
 mod layout;
 mod tap;
 mod transformer;
+mod weights;
 
-pub use checkpoint::{Checkpoint, read_config, write_checkpoint, write_tensors};
+pub use checkpoint::{Checkpoint, write_checkpoint, write_tensors};
 pub use config::{ModelConfig, PRESETS};
+pub use config_file::read_config;
+pub use family::{Family, RopeScaling};
 pub use layout::{Layout, Parameter, linear_layers};
 pub use tap::{Factors, Part, See};
-pub use transformer::{Sequences, Transformer, Weights};
+pub use transformer::{Sequences, Transformer};
+pub use weights::Weights;

@@ -3,9 +3,10 @@
 //! A layer's gradient is a sum over tokens, so whoever sees its factors can sum over the tokens of one sequence, or take
 //! inner products, without a backward pass of their own.
 
+use super::weights::Linear;
 use crate::error::Result;
 use crate::kernels::{
-    Exec, cross_entropy_backward_seen, embedding_backward, linear_backward, rms_norm_backward, values,
+    Exec, bias_backward, cross_entropy_backward_seen, embedding_backward, linear_backward, rms_norm_backward, values,
 };
 use candle_core::Tensor;
 
@@ -31,11 +32,16 @@ pub enum Factors<'a> {
         /// in.
         width: usize,
     },
-    /// The gain `[d]` of an RMS norm: Σ bₜ ∘ xₜ / rms(xₜ).
+    /// A bias `[out]`: Σ bₜ.
+    Bias {
+        /// b: `[tokens, out]`.
+        outputs: &'a Tensor,
+    },
+    /// The gain `[d]` of an RMS norm: Σ bₜ ∘ xₜ / rms(xₜ). Norms of single heads have a row for each head of a token.
     Norm {
-        /// x: `[tokens, d]`.
+        /// x: `[tokens · heads, d]`.
         inputs: &'a Tensor,
-        /// b: `[tokens, d]`.
+        /// b: `[tokens · heads, d]`.
         outputs: &'a Tensor,
         /// Added to the mean square.
         eps: f32,
@@ -60,21 +66,25 @@ pub(super) struct Tap<'a, 'b> {
 }
 
 impl Tap<'_, '_> {
-    /// [`linear_backward`].
+    /// [`linear_backward`] and [`bias_backward`].
     pub(super) fn linear(
         &mut self,
         x: &Tensor,
-        w: &Tensor,
+        w: &Linear,
         dy: &Tensor,
         dx: Option<Tensor>,
-        dw: &Tensor,
+        into: &Linear,
     ) -> Result<Tensor> {
         {
             let (inputs, outputs) = (values(x)?, values(dy)?);
             let factors = Factors::Linear { first_row: 0, inputs: &inputs, outputs: &outputs, width: x.dim(1)? };
-            (self.see)(Part { offset: offset(dw), factors })?;
+            (self.see)(Part { offset: offset(&into.weight), factors })?;
         }
-        linear_backward(self.exec, x, w, dy, dx, dw)
+        if let Some(dbias) = &into.bias {
+            (self.see)(Part { offset: offset(dbias), factors: Factors::Bias { outputs: dy } })?;
+            bias_backward(self.exec, dy, dbias)?;
+        }
+        linear_backward(self.exec, x, &w.weight, dy, dx, &into.weight)
     }
 
     /// [`rms_norm_backward`].

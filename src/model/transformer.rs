@@ -1,13 +1,14 @@
-//! Transformer: tokens to losses, and losses to gradients, for the Llama family.
+//! Transformer: tokens to losses, and losses to gradients, for Llama and the families that resemble it.
 //!
 //! The backward pass of each block stands beside its forward pass. Weights and gradients are views into flat vectors of
 //! one [`Layout`]; activations are tensors of shape `[tokens, width]` in which several sequences lie one after another.
 
 use super::tap::{See, Tap};
-use super::{Layout, ModelConfig};
+use super::weights::{Block, Linear};
+use super::{Layout, ModelConfig, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Exec, Heads, RopeTable, add_assign, attention, attention_backward, cross_entropy, embedding, linear,
+    Exec, Heads, RopeTable, add_assign, add_bias, attention, attention_backward, cross_entropy, embedding, linear,
     log_odds_backward, rms_norm, rope, select_rows, select_rows_backward, swiglu, swiglu_backward,
 };
 use candle_core::Tensor;
@@ -21,7 +22,7 @@ pub struct Sequences<'a> {
     pub lengths: &'a [usize],
 }
 
-/// A Llama model over parameters that lie in one flat tensor.
+/// A model over parameters that lie in one flat tensor.
 pub struct Transformer {
     config: ModelConfig,
     weights: Weights,
@@ -29,81 +30,36 @@ pub struct Transformer {
     exec: Exec,
 }
 
-/// Views of every tensor of the model in one flat tensor: of parameters, or of their gradients.
-pub struct Weights {
-    embedding: Tensor, // [vocabulary, hidden]
-    blocks: Vec<Block>,
-    norm: Tensor,   // [hidden]
-    output: Tensor, // [vocabulary, hidden]; the embedding itself when tied
-}
-
-struct Block {
-    input_norm: Tensor, // [hidden]
-    q: Tensor,          // [queries · dim, hidden]
-    k: Tensor,          // [keys · dim, hidden]
-    v: Tensor,          // [keys · dim, hidden]
-    o: Tensor,          // [hidden, queries · dim]
-    post_norm: Tensor,  // [hidden]
-    gate: Tensor,       // [ffn, hidden]
-    up: Tensor,         // [ffn, hidden]
-    down: Tensor,       // [hidden, ffn]
-}
-
 /// What the backward pass of one block needs from its forward pass.
 struct Activations {
-    x: Tensor,        // input of the block
-    normed: Tensor,   // its norm
-    q: Tensor,        // rotated
-    k: Tensor,        // rotated
-    v: Tensor,        // as projected
-    lse: Tensor,      // log-sum-exp of the attention scores
-    attended: Tensor, // output of the attention, before `o`
-    middle: Tensor,   // residual stream between attention and feed-forward
-    post_normed: Tensor,
+    x: Tensor,                   // input of the block
+    read: Tensor,                // what the attention reads: the norm of x, or x
+    projected_q: Option<Tensor>, // before its norm, where it has one
+    projected_k: Option<Tensor>,
+    q: Tensor,                     // rotated
+    k: Tensor,                     // rotated
+    v: Tensor,                     // as projected
+    lse: Tensor,                   // log-sum-exp of the attention scores
+    attended: Tensor,              // output of the attention, before `o`
+    attention_out: Option<Tensor>, // after `o` and before its norm, where it has one
+    middle: Tensor,                // residual stream between attention and feed-forward
+    middle_read: Tensor,           // what the feed-forward layer reads
     gate: Tensor,
     up: Tensor,
-    active: Tensor, // silu(gate) · up
-}
-
-impl Weights {
-    /// Views of `flat`, whose values are laid out as `layout` says.
-    ///
-    /// # Errors
-    /// [`Error::Mismatch`] when a tensor of the model is missing from the layout.
-    pub fn views(config: &ModelConfig, layout: &Layout, flat: &Tensor) -> Result<Self> {
-        let view = |name: &str| layout.view(flat, name);
-        let block = |layer: usize| {
-            let part = |part: &str| view(&format!("model.layers.{layer}.{part}.weight"));
-            Ok(Block {
-                input_norm: part("input_layernorm")?,
-                q: part("self_attn.q_proj")?,
-                k: part("self_attn.k_proj")?,
-                v: part("self_attn.v_proj")?,
-                o: part("self_attn.o_proj")?,
-                post_norm: part("post_attention_layernorm")?,
-                gate: part("mlp.gate_proj")?,
-                up: part("mlp.up_proj")?,
-                down: part("mlp.down_proj")?,
-            })
-        };
-        let output = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        Ok(Self {
-            embedding: view("model.embed_tokens.weight")?,
-            blocks: (0..config.num_hidden_layers).map(block).collect::<Result<_>>()?,
-            norm: view("model.norm.weight")?,
-            output: view(output)?,
-        })
-    }
+    active: Tensor,                   // silu(gate) · up
+    feed_forward_out: Option<Tensor>, // as of the attention
 }
 
 impl Transformer {
     /// A model whose parameters are views into `flat`: `[layout length]` f32. Changing `flat` in place changes the model.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when the layout does not fit the config.
+    /// [`Error::Mismatch`] when the layout does not fit the config, [`Error::Input`] when a sliding window is shorter than
+    /// the context.
     pub fn new(config: &ModelConfig, layout: &Layout, flat: &Tensor, context: usize, exec: Exec) -> Result<Self> {
+        config.check_context(context, "model")?;
         let weights = Weights::views(config, layout, flat)?;
-        let rope = RopeTable::new(context, config.head_dim, config.rope_theta);
+        let rope = RopeTable::of_frequencies(context, &config.rope_frequencies());
         Ok(Self { config: config.clone(), weights, rope, exec })
     }
 
@@ -231,9 +187,8 @@ impl Transformer {
             index += 1;
             see(index - 1, input)
         };
-        let x = self.hidden(batch, |a| {
-            [&a.normed, &a.attended, &a.post_normed, &a.active].into_iter().try_for_each(&mut show)
-        })?;
+        let x = self
+            .hidden(batch, |a| [&a.read, &a.attended, &a.middle_read, &a.active].into_iter().try_for_each(&mut show))?;
         if self.config.tie_word_embeddings { Ok(()) } else { show(&self.norm(&x)?) }
     }
 
@@ -263,22 +218,46 @@ impl Transformer {
         rms_norm(self.exec, x, &self.weights.norm, self.eps())
     }
 
+    fn linear(&self, x: &Tensor, w: &Linear) -> Result<Tensor> {
+        let y = linear(self.exec, x, &w.weight)?;
+        w.bias.iter().try_for_each(|bias| add_bias(self.exec, &y, bias))?;
+        Ok(y)
+    }
+
     fn block_forward(&self, w: &Block, lengths: &[usize], x: Tensor) -> Result<(Tensor, Activations)> {
-        let (exec, eps) = (self.exec, self.eps());
-        let normed = rms_norm(exec, &x, &w.input_norm, eps)?;
-        let (q, k, v) = (linear(exec, &normed, &w.q)?, linear(exec, &normed, &w.k)?, linear(exec, &normed, &w.v)?);
+        let exec = self.exec;
+        let read = self.read(&x, &w.attention_norm)?;
+        let (q, k, v) = (self.linear(&read, &w.q)?, self.linear(&read, &w.k)?, self.linear(&read, &w.v)?);
+        let (projected_q, q) = self.head_norm(q, w.q_norm.as_ref())?;
+        let (projected_k, k) = self.head_norm(k, w.k_norm.as_ref())?;
         rope(exec, &q, &self.rope, lengths, false)?;
         rope(exec, &k, &self.rope, lengths, false)?;
         let (attended, lse) = attention(exec, self.heads(), lengths, &q, &k, &v)?;
-        let middle = linear(exec, &attended, &w.o)?;
-        add_assign(exec, &middle, &x)?;
+        let (attention_out, middle) = self.write(self.linear(&attended, &w.o)?, &w.attention_norm, &x)?;
 
-        let post_normed = rms_norm(exec, &middle, &w.post_norm, eps)?;
-        let (gate, up) = (linear(exec, &post_normed, &w.gate)?, linear(exec, &post_normed, &w.up)?);
+        let middle_read = self.read(&middle, &w.feed_forward_norm)?;
+        let (gate, up) = (self.linear(&middle_read, &w.gate)?, self.linear(&middle_read, &w.up)?);
         let active = swiglu(exec, &gate, &up)?;
-        let out = linear(exec, &active, &w.down)?;
-        add_assign(exec, &out, &middle)?;
-        Ok((out, Activations { x, normed, q, k, v, lse, attended, middle, post_normed, gate, up, active }))
+        let (feed_forward_out, out) = self.write(self.linear(&active, &w.down)?, &w.feed_forward_norm, &middle)?;
+        let activations = Activations {
+            x,
+            read,
+            projected_q,
+            projected_k,
+            q,
+            k,
+            v,
+            lse,
+            attended,
+            attention_out,
+            middle,
+            middle_read,
+            gate,
+            up,
+            active,
+            feed_forward_out,
+        };
+        Ok((out, activations))
     }
 
     /// Takes the gradient of the block's output, adds those of its weights to `into`, returns that of its input.
@@ -292,22 +271,73 @@ impl Transformer {
         tap: &mut Tap<'_, '_>,
     ) -> Result<Tensor> {
         let exec = self.exec;
-        let dactive = tap.linear(&a.active, &w.down, &dout, None, &into.down)?;
+        let (gain, dgain) = (&w.feed_forward_norm, &into.feed_forward_norm);
+        let dwritten = write_backward(a.feed_forward_out.as_ref(), gain, &dout, dgain, tap)?;
+        let dactive = tap.linear(&a.active, &w.down, &dwritten, None, &into.down)?;
         let (dgate, dup) = swiglu_backward(exec, &a.gate, &a.up, &dactive)?;
-        let dpost = tap.linear(&a.post_normed, &w.gate, &dgate, None, &into.gate)?;
-        let dpost = tap.linear(&a.post_normed, &w.up, &dup, Some(dpost), &into.up)?;
-        // The residual connection: the gradient of the output is also that of the block's middle.
-        let dmiddle = tap.norm(&a.middle, &w.post_norm, &dpost, Some(dout), &into.post_norm)?;
+        let dread = tap.linear(&a.middle_read, &w.gate, &dgate, None, &into.gate)?;
+        let dread = tap.linear(&a.middle_read, &w.up, &dup, Some(dread), &into.up)?;
+        let dmiddle = self.read_backward(&a.middle, gain, dread, dout, dgain, tap)?;
 
-        let dattended = tap.linear(&a.attended, &w.o, &dmiddle, None, &into.o)?;
+        let (gain, dgain) = (&w.attention_norm, &into.attention_norm);
+        let dwritten = write_backward(a.attention_out.as_ref(), gain, &dmiddle, dgain, tap)?;
+        let dattended = tap.linear(&a.attended, &w.o, &dwritten, None, &into.o)?;
         let (dq, dk, dv) =
             attention_backward(exec, self.heads(), lengths, &a.q, &a.k, &a.v, &a.attended, &a.lse, &dattended)?;
         rope(exec, &dq, &self.rope, lengths, true)?;
         rope(exec, &dk, &self.rope, lengths, true)?;
-        let dnormed = tap.linear(&a.normed, &w.q, &dq, None, &into.q)?;
-        let dnormed = tap.linear(&a.normed, &w.k, &dk, Some(dnormed), &into.k)?;
-        let dnormed = tap.linear(&a.normed, &w.v, &dv, Some(dnormed), &into.v)?;
-        tap.norm(&a.x, &w.input_norm, &dnormed, Some(dmiddle), &into.input_norm)
+        let dq = head_norm_backward(a.projected_q.as_ref(), w.q_norm.as_ref(), dq, into.q_norm.as_ref(), tap)?;
+        let dk = head_norm_backward(a.projected_k.as_ref(), w.k_norm.as_ref(), dk, into.k_norm.as_ref(), tap)?;
+        let dread = tap.linear(&a.read, &w.q, &dq, None, &into.q)?;
+        let dread = tap.linear(&a.read, &w.k, &dk, Some(dread), &into.k)?;
+        let dread = tap.linear(&a.read, &w.v, &dv, Some(dread), &into.v)?;
+        self.read_backward(&a.x, gain, dread, dmiddle, dgain, tap)
+    }
+
+    /// What attention or feed-forward layer reads of the residual stream: its norm, or the stream where norms come after.
+    fn read(&self, stream: &Tensor, gain: &Tensor) -> Result<Tensor> {
+        if self.config.norms_come_after() {
+            return Ok(stream.clone());
+        }
+        rms_norm(self.exec, stream, gain, self.eps())
+    }
+
+    /// The gradient of the stream: of what was read of it, and of the connection around the layer, `around`.
+    fn read_backward(
+        &self,
+        stream: &Tensor,
+        gain: &Tensor,
+        dread: Tensor,
+        around: Tensor,
+        dgain: &Tensor,
+        tap: &mut Tap<'_, '_>,
+    ) -> Result<Tensor> {
+        if self.config.norms_come_after() {
+            add_assign(self.exec, &dread, &around)?;
+            return Ok(dread);
+        }
+        tap.norm(stream, gain, &dread, Some(around), dgain)
+    }
+
+    /// The residual stream with a layer's output, or its norm where norms come after; with it, what was normed.
+    fn write(&self, out: Tensor, gain: &Tensor, stream: &Tensor) -> Result<(Option<Tensor>, Tensor)> {
+        let (normed, sum) = if self.config.norms_come_after() {
+            let sum = rms_norm(self.exec, &out, gain, self.eps())?;
+            (Some(out), sum)
+        } else {
+            (None, out)
+        };
+        add_assign(self.exec, &sum, stream)?;
+        Ok((normed, sum))
+    }
+
+    /// Queries or keys, normed in rows as long as the gain (a head or all of them) where there is one; with them, what was
+    /// normed.
+    fn head_norm(&self, projected: Tensor, gain: Option<&Tensor>) -> Result<(Option<Tensor>, Tensor)> {
+        let Some(gain) = gain else { return Ok((None, projected)) };
+        let rows = projected.reshape(((), gain.dim(0)?))?;
+        let normed = rms_norm(self.exec, &rows, gain, self.eps())?.reshape(projected.shape())?;
+        Ok((Some(rows), normed))
     }
 
     fn heads(&self) -> Heads {
@@ -317,4 +347,28 @@ impl Transformer {
     fn eps(&self) -> f32 {
         self.config.rms_norm_eps as f32
     }
+}
+
+/// The gradient of a layer's output: that of the stream, through the norm where norms come after.
+fn write_backward(
+    normed: Option<&Tensor>,
+    gain: &Tensor,
+    dstream: &Tensor,
+    dgain: &Tensor,
+    tap: &mut Tap<'_, '_>,
+) -> Result<Tensor> {
+    normed.map_or_else(|| Ok(dstream.clone()), |out| tap.norm(out, gain, dstream, None, dgain))
+}
+
+/// The gradient of queries or keys before their norm, if they have one.
+fn head_norm_backward(
+    rows: Option<&Tensor>,
+    gain: Option<&Tensor>,
+    dnormed: Tensor,
+    dgain: Option<&Tensor>,
+    tap: &mut Tap<'_, '_>,
+) -> Result<Tensor> {
+    let (Some(rows), Some(gain), Some(dgain)) = (rows, gain, dgain) else { return Ok(dnormed) };
+    let drows = tap.norm(rows, gain, &dnormed.reshape(rows.shape())?, None, dgain)?;
+    Ok(drows.reshape(dnormed.shape())?)
 }

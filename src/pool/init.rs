@@ -96,11 +96,14 @@ impl Plan {
         if window == 0 {
             return Err(Error::input(&place, "'window' must be at least 1"));
         }
+        let model = model_config(&file, origin.as_deref(), &tokenizer, &place)?;
+        let lengths = seed.iter().chain([&expert]).map(|train| train.sequence_length);
+        model.check_context(lengths.fold(window, usize::max), &place)?;
         let text_field = file.seed.as_ref().map(|seed| seed.text_field.clone());
         let defaults = ReadOptions::default();
         Ok(Self {
             prefix_token: prefix_token(&file, &tokenizer, &place)?,
-            model: model_config(&file, origin.as_deref(), &tokenizer, &place)?,
+            model,
             tokenizer_json: std::fs::read(&tokenizer_path).map_err(Error::io("read", &tokenizer_path))?,
             text: ReadOptions { text_field: text_field.unwrap_or(defaults.text_field), ..defaults },
             place,

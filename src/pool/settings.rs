@@ -50,7 +50,7 @@ pub struct SeedTraining {
 pub struct RecipeFile {
     /// A preset's name, or a mapping with the fields of `config.json`; for a model trained from scratch.
     pub model: Option<ModelChoice>,
-    /// A model folder to start from, relative to the recipe: an object of a pool, or a Llama model in Hugging Face's form.
+    /// A model folder to start from, relative to the recipe: an object of a pool, or a model in Hugging Face's form.
     pub from: Option<PathBuf>,
     /// Path of `tokenizer.json`, relative to the recipe (default: that of `from`).
     pub tokenizer: Option<PathBuf>,
@@ -70,7 +70,8 @@ pub struct RecipeFile {
     untagged,
     expecting = "expected the name of a preset (pico, nano, micro, small, smol-135m) or a mapping with these fields of a \
                  config.json: vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, \
-                 num_key_value_heads, head_dim, rms_norm_eps, rope_theta, max_position_embeddings, tie_word_embeddings"
+                 num_key_value_heads, head_dim, rms_norm_eps, rope_theta, max_position_embeddings, tie_word_embeddings; and, where the model is not plain \
+                 Llama, model_type, rope_scaling, attention_bias, mlp_bias, sliding_window"
 )]
 pub enum ModelChoice {
     /// One of [`crate::model::PRESETS`].

@@ -34,7 +34,7 @@ impl Pool {
 
     /// The recipe of a model from elsewhere.
     pub(super) fn import_recipe(&self, checkpoint: &Checkpoint) -> Result<Recipe> {
-        let weights = files::hash_file(checkpoint.path())?;
+        let weights = checkpoint.content_hash()?;
         Ok(self.recipe(Start::Imported(weights), Vec::new(), TrainConfig::new(0, 1, 1, 0.0)))
     }
 

@@ -58,10 +58,10 @@ pub(crate) fn values(name: &str, count: usize) -> Vec<f32> {
     spread(name, count, 0.2)
 }
 
-/// The reference programs' weights in the order of `layout`: matrices around 0, gains of norms around 1.
+/// The reference programs' weights in the order of `layout`: matrices and biases around 0, gains around 1.
 pub(crate) fn weights(layout: &Layout) -> Vec<f32> {
     let tensor = |p: &mixpool::model::Parameter| {
-        let base = if p.decays() { 0.0 } else { 1.0 };
+        let base = if p.decays() || p.name.ends_with("_proj.bias") { 0.0 } else { 1.0 };
         values(&p.name, p.len()).into_iter().map(move |value| base + value)
     };
     layout.parameters().iter().flat_map(tensor).collect()

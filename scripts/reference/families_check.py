@@ -1,0 +1,83 @@
+"""Takes every family from transformers through mixpool and back: nothing may change.
+
+    families_check.py MIXPOOL
+
+transformers writes a model of each family in shards, MIXPOOL (the program) makes a pool that starts from it and exports
+its seed model, and transformers loads that. Fails unless configs ask for the same model, every tensor is the same to the
+byte and so are the logits.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from common import tokens
+from families import FAMILIES, SIZES, VOCAB, weight
+
+RECIPE = """from: {folder}
+window: 16
+expert: {{learning_rate: 1e-3, tokens: 16, batch_size: 1, sequence_length: 16}}
+"""
+
+
+def single(options):
+    """A model of the family in float32, with hash-made weights."""
+    options = SIZES | options
+    config = AutoConfig.for_model(options.pop("model_type"), **options)
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            parameter.copy_(torch.from_numpy(weight(name, tuple(parameter.shape))))
+    return made.eval()
+
+
+def write_tokenizer(folder):
+    vocabulary = {"<s>": 0} | {f"w{i}": i for i in range(1, VOCAB)}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<s>"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("mixpool", type=Path)
+mixpool = str(parser.parse_args().mixpool.resolve())
+inputs = torch.from_numpy(tokens(16, vocab=VOCAB))[None]
+
+for family, options in FAMILIES.items():
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        original = single(options)
+        original.save_pretrained(scratch / "original", max_shard_size="30KB")
+        shards = len(list((scratch / "original").glob("*.safetensors")))
+        assert shards > 1, "one shard is no check of shards"
+        write_tokenizer(scratch / "original")
+        (scratch / "recipe.yaml").write_text(RECIPE.format(folder=scratch / "original"))
+        for command in (["init", scratch / "recipe.yaml"], ["export", "model", "seed", "--out", scratch / "exported"]):
+            subprocess.run([mixpool, "--pool", scratch / "pool", "--quiet", *command], check=True)
+
+        exported, loading = AutoModelForCausalLM.from_pretrained(
+            scratch / "exported", dtype=torch.float32, output_loading_info=True
+        )
+        assert not any(loading.values()), (family, loading)
+        assert type(exported) is type(original), family
+        before, after = original.state_dict(), exported.state_dict()
+        assert before.keys() == after.keys(), family
+        assert all(torch.equal(before[name], after[name]) for name in before), family
+        with torch.no_grad():
+            same = torch.equal(original(inputs).logits, exported.eval()(inputs).logits)
+        assert same, f"{family}: other logits"
+        print(f"{family}: {shards} shards in, {len(before)} tensors and the logits the same")
