@@ -124,7 +124,7 @@ impl Store {
         let path = self.path(answer);
         let mut all = if path.exists() { files::read_json::<Answer>(&path)?.predictions } else { BTreeMap::new() };
         all.extend(answer.predictions.clone());
-        files::publish(&path, &files::to_json(&Answer { predictions: all, ..answer.clone() })?)
+        files::publish(&path, &files::to_sealed_json(&Answer { predictions: all, ..answer.clone() })?)
     }
 
     fn all(&self) -> Result<Vec<Answer>> {
