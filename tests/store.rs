@@ -39,11 +39,11 @@ fn mend(world: &World, repair: &str) {
 #[test]
 fn a_flipped_bit_in_any_file_is_found_and_mended_by_the_command_that_is_printed() {
     let world = used();
-    let files: Vec<_> = world.files(".").into_iter().filter(|path| fs::metadata(path).unwrap().len() > 0).collect();
+    let files: Vec<_> = world.files("").into_iter().filter(|path| fs::metadata(path).unwrap().len() > 0).collect();
     assert!(files.len() > 40, "{files:?}");
     let mut mended = std::collections::BTreeSet::new();
     for (index, file) in files.iter().enumerate() {
-        let whole = fs::read(file).unwrap();
+        let Ok(whole) = fs::read(file) else { continue }; // removed by the repair of another
         let at = index * 7919 % whole.len();
         edit(file, |bytes| bytes[at] ^= 1 << (index % 7));
         let repair = repair_of(&world, file);
@@ -76,7 +76,7 @@ fn all_damages_are_named_a_line_each() {
 fn a_pool_without_checksums_opens_and_is_whole() {
     let world = used();
     let ranking = world.ok("rank");
-    for file in world.files(".").iter().filter(|path| path.extension().is_some_and(|extension| extension == "json")) {
+    for file in world.files("").iter().filter(|path| path.extension().is_some_and(|extension| extension == "json")) {
         edit(file, |bytes| {
             let text = String::from_utf8(bytes.clone()).unwrap();
             if let Some(at) = text.rfind(",\n  \"checksum\": ") {
