@@ -4,9 +4,12 @@
 //! the old state or the new one; a crash leaves only a temporary name, which [`sweep`] removes.
 #![allow(unsafe_code)] // one call: mapping a file
 
+mod seal;
+
 use crate::error::{Error, Result};
 use memmap2::Mmap;
 use serde::{Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -54,16 +57,24 @@ pub fn read_text(path: &Path) -> Result<String> {
 /// How every damaged file of a pool is mended: what is missing is made again, byte for byte.
 pub const MAKE_AGAIN: &str = "delete it and run the command that made it (init, register, eval-set or train) again";
 
-/// A JSON file of the pool.
+/// A JSON file of the pool; its seal, if it has one, must fit.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be read, [`Error::Damaged`] when it is not what was written.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_str(&read_text(path)?)
+    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    let content = seal::content(&bytes)
+        .ok_or_else(|| Error::damaged(path, format!("its bytes do not match its checksum; {MAKE_AGAIN}")))?;
+    serde_json::from_slice(&content)
         .map_err(|error| Error::damaged(path, format!("not the expected JSON ({error}); {MAKE_AGAIN}")))
 }
 
-/// Pretty JSON with a final newline: what every JSON file of the pool holds.
+/// A JSON object as the pool stores it: the last field, `checksum`, is the hash of the JSON without that field.
+pub fn to_sealed_json(value: &impl Serialize) -> Result<Vec<u8>> {
+    to_json(value).map(|content| seal::sealed(&content))
+}
+
+/// Pretty JSON with a final newline.
 pub fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|error| Error::input("value to be stored as JSON", error.to_string()))?;
@@ -71,9 +82,15 @@ pub fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Creates a folder and its parents.
+/// Creates a folder and its parents; what is new survives a power cut once this returns.
 pub fn create_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(Error::io("create folder", path))
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !exists(folder)).collect();
+    fs::create_dir_all(path).map_err(Error::io("create folder", path))?;
+    missing.into_iter().rev().try_for_each(|folder| sync_folder(parent(folder)))
+}
+
+fn exists(path: &Path) -> bool {
+    path.as_os_str().is_empty() || path.exists()
 }
 
 /// A file being written; its content is on the disk once [`Writer::close`] returns.
@@ -97,6 +114,9 @@ impl Writer {
     /// Flushes everything to the disk.
     pub fn close(mut self) -> Result<()> {
         self.file.flush().map_err(Error::io("write", &self.path))?;
+        if is_planted("no-file-fsync") {
+            return Ok(());
+        }
         self.file.get_ref().sync_all().map_err(Error::io("flush", &self.path))
     }
 }
@@ -108,6 +128,9 @@ pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Publishes the file that `write` makes, durably, at the path it is given, as `path`.
 pub fn publish_with(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if is_planted("write-in-place") {
+        return write(path);
+    }
     let temporary = temporary_sibling(path);
     let result = write(&temporary)
         .and_then(|()| fs::rename(&temporary, path).map_err(Error::io("rename", path)))
@@ -127,7 +150,15 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Flushes the entries of a folder, so that a rename in it survives a power cut.
 pub fn sync_folder(path: &Path) -> Result<()> {
+    if is_planted("no-folder-fsync") {
+        return Ok(());
+    }
     File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io("flush folder", path))
+}
+
+/// Whether this bug was asked for, to see whether the tests of faults find it; never in an ordinary build.
+pub fn is_planted(bug: &str) -> bool {
+    cfg!(feature = "planted-bugs") && std::env::var("MIXPOOL_PLANTED_BUG").is_ok_and(|wanted| wanted == bug)
 }
 
 /// A folder under construction that becomes visible whole, by one rename, or not at all.
@@ -157,10 +188,29 @@ impl Staging {
     pub fn publish(self, destination: &Path) -> Result<()> {
         sync_folder(&self.path)?;
         match fs::rename(&self.path, destination) {
-            Ok(()) => sync_folder(parent(destination)),
-            Err(_) if destination.is_dir() => Ok(()),
-            Err(source) => Err(Error::io("rename", destination)(source)),
+            Err(source) if !destination.is_dir() => Err(Error::io("rename", destination)(source)),
+            // Also when it was there: who made it may have been killed before it was durable.
+            _ => sync_folder(parent(destination)),
         }
+    }
+
+    /// Whether `folder` holds exactly these files, byte for byte.
+    pub fn equals(&self, folder: &Path) -> Result<bool> {
+        let (ours, theirs) = (entries(&self.path)?, entries(folder)?);
+        if !ours.iter().map(|path| name(path)).eq(theirs.iter().map(|path| name(path))) {
+            return Ok(false);
+        }
+        for (our, their) in ours.iter().zip(&theirs) {
+            if !their.is_file() || hash_file(our)? != hash_file(their)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The hash of every file in the folder, by name.
+    pub fn hashes(&self) -> Result<BTreeMap<String, String>> {
+        entries(&self.path)?.iter().map(|path| Ok((name(path), hash_file(path)?))).collect()
     }
 }
 
@@ -192,7 +242,17 @@ fn parent(path: &Path) -> &Path {
 
 /// Removes what processes that are gone left under temporary names in a folder.
 pub fn sweep(folder: &Path) -> Result<()> {
-    for entry in entries(folder)? {
+    sweep_where(folder, |_| true)
+}
+
+/// Removes what processes that are gone left of attempts to publish `path`; outside a pool nothing else is ours.
+pub fn sweep_for(path: &Path) -> Result<()> {
+    let ending = format!("-{}", name(path));
+    sweep_where(parent(path), |entry| name(entry).ends_with(&ending))
+}
+
+fn sweep_where(folder: &Path, ours: impl Fn(&Path) -> bool) -> Result<()> {
+    for entry in entries(folder)?.into_iter().filter(|entry| ours(entry)) {
         let owner = name(&entry).strip_prefix(TEMPORARY).and_then(|rest| rest.split('-').next()?.parse().ok());
         let Some(owner) = owner else { continue };
         if process_is_alive(owner) {

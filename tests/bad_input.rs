@@ -309,7 +309,10 @@ fn a_damaged_pool_json_is_mended_by_init() {
 fn a_pool_of_another_format_is_refused() {
     let world = World::registered();
     edit(&world.path("pool/pool.json"), |bytes| {
-        *bytes = String::from_utf8(bytes.clone()).unwrap().replace("\"format\": 1", "\"format\": 99").into_bytes();
+        let mut settings: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+        settings["format"] = 99.into();
+        settings.as_object_mut().unwrap().remove("checksum");
+        *bytes = serde_json::to_vec_pretty(&settings).unwrap();
     });
     for line in ["ls", "train", "init recipe.yaml", "register more general.txt"] {
         world.refused(line, 2, &["pool.json", "format 99", "reads format 1", "use the version of mixpool"]);

@@ -50,6 +50,7 @@ impl TokenizerCommand {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         let Self::Train(TokenizerTrain { files: paths, vocab, out, text }) = self;
         let bytes = Tokenizer::train(&paths, &text.options(), vocab)?;
+        files::sweep_for(&out)?;
         files::publish(&out, &bytes)?;
         session.observer.note(&format!("wrote '{}' with {vocab} entries", out.display()));
         Ok(())

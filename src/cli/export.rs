@@ -15,6 +15,9 @@ use clap::{Args, Subcommand};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// The model card in an exported folder.
+const CARD: &str = "README.md";
+
 #[derive(Subcommand)]
 pub(super) enum Export {
     /// Write a ranking of what was scored so far to a CSV file; computes nothing
@@ -48,7 +51,7 @@ pub(super) struct ExportScores {
 pub(super) struct ExportModel {
     /// A mixture, `seed`, or the first digits (eight at least) of an object's id
     mixture: String,
-    /// The folder to write; must not exist
+    /// The folder to write; must not exist, or hold this very model
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
@@ -97,18 +100,25 @@ impl ExportModel {
         } else {
             pool.experts()?.members(&self.notation.parse(std::slice::from_ref(&self.mixture), pool)?[0])?
         };
-        if self.out.exists() {
-            return Err(Error::Usage(format!("'{}' exists already; choose another --out", self.out.display())));
+        let card = self.card(pool);
+        let taken = || Error::Usage(format!("'{}' exists already; choose another --out", self.out.display()));
+        let exists = self.out.exists();
+        if exists && std::fs::read(self.out.join(CARD)).ok().as_deref() != Some(card.as_bytes()) {
+            return Err(taken());
         }
         let open = members.iter().map(|member| Pool::checkpoint(&member.folder)).collect::<Result<Vec<_>>>()?;
         let weighted: Vec<(f64, &Checkpoint)> = members.iter().map(|member| member.weight).zip(&open).collect();
         let mut values = vec![0f32; pool.layout().len()];
         average(&mut values, pool.layout(), &weighted)?;
+        files::sweep_for(&self.out)?;
         let staging = files::Staging::new(&self.out)?;
         write_checkpoint(&staging.file("."), &pool.settings().model, pool.layout(), &values)?;
         pool.copy_tokenizer(&staging)?;
-        staging.write("README.md", self.card(pool).as_bytes())?;
-        staging.publish(&self.out)?;
+        staging.write(CARD, card.as_bytes())?;
+        if exists && !staging.equals(&self.out)? {
+            return Err(taken());
+        }
+        staging.publish(&self.out)?; // the same model again is no conflict: who wrote it may have been killed
         Ok(self.out)
     }
 

@@ -171,7 +171,7 @@ pub fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mixpool: {}", one_line(&error.to_string()));
+            complain(&error);
             ExitCode::from(error.exit_code())
         }
     }
@@ -230,6 +230,17 @@ fn print(text: &str) -> Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("write", "stdout")(error)),
         _ => Ok(()),
     }
+}
+
+/// One line on stderr for a failure.
+fn complain(error: &Error) {
+    print_error(&format!("mixpool: {}", one_line(&error.to_string())));
+}
+
+/// Writes a line to stderr in one piece; that it cannot be written (a full disk, a closed pipe) is no failure of the command.
+fn print_error(line: &str) {
+    use std::io::Write;
+    let _ = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
 
 fn one_line(message: &str) -> String {

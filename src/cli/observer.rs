@@ -1,5 +1,6 @@
 //! Terminal: progress bars on a terminal, plain lines elsewhere, and signals that ask to stop.
 
+use super::print_error;
 use crate::error::{Error, Result};
 use crate::progress::Observer;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -91,7 +92,7 @@ impl Observer for Terminal {
 
     fn note(&self, line: &str) {
         if !self.quiet {
-            eprintln!("{line}");
+            print_error(line);
         }
     }
 
@@ -125,7 +126,7 @@ impl Work {
                 let rate = (done - first) as f64 / self.started.elapsed().as_secs_f64();
                 let left = if rate > 0.0 { (self.total.saturating_sub(done)) as f64 / rate } else { 0.0 };
                 let Self { what, total, unit, .. } = self;
-                eprintln!("{what}: {done}/{total} {unit}, {rate:.0}/s, {left:.0} s left {message}");
+                print_error(&format!("{what}: {done}/{total} {unit}, {rate:.0}/s, {left:.0} s left {message}"));
             }
             None => {}
         }
@@ -137,6 +138,6 @@ impl Work {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("{what}: {total} {unit} in {seconds:.1} s");
+        print_error(&format!("{what}: {total} {unit} in {seconds:.1} s"));
     }
 }

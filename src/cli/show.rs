@@ -1,9 +1,8 @@
 //! Show commands: ls, show, verify.
 
-use super::{Session, print};
+use super::{Session, complain, print};
 use crate::error::{Error, Result};
-use crate::files;
-use crate::pool::{MERGEABLE, Manifest, Pool, Recipe, Start};
+use crate::pool::{Damage, MERGEABLE, Manifest, Pool, Recipe, Start};
 use crate::report::render;
 use clap::Args;
 use serde::Serialize;
@@ -206,8 +205,8 @@ pub(super) fn objects_beginning_with(pool: &Pool, prefix: &str) -> Result<Vec<Ma
 
 /// Check that everything stored is whole
 ///
-/// Opens every manifest, token file, model and score log and compares sizes; with --deep every byte is read and compared
-/// with the recorded hash.
+/// Opens every binding, manifest, token file, model and score log and compares sizes; with --deep every byte is read and
+/// compared with the recorded hash. Each damage is one line on stderr that ends with the command that mends it.
 #[derive(Args)]
 pub(super) struct Verify {
     /// Read every byte
@@ -217,37 +216,22 @@ pub(super) struct Verify {
 
 impl Verify {
     pub(super) fn run(self, session: &Session) -> Result<()> {
-        let pool = session.open()?;
-        let mut checked = 0;
-        for folder in files::list(&pool.root().join("tokens"))? {
-            let hash = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let tokens = pool.tokens(&hash)?;
-            if self.deep || tokens.manifest().hash != hash {
-                tokens.verify(&folder)?;
-            }
-            checked += 1;
-        }
-        for manifest in pool.manifests()? {
-            let folder = pool.object_folder(&manifest.id);
-            let weights = folder.join("model.safetensors");
-            let differences = pool.layout().differences(&Pool::checkpoint(&folder)?.layout());
-            if let Some(difference) = differences.first() {
-                return Err(Error::damaged(&weights, difference.clone()));
-            }
-            if self.deep && files::hash_file(&weights)? != manifest.weights {
-                let problem = format!(
-                    "its bytes do not match its manifest; delete '{}' and run 'mixpool train' again",
-                    folder.display()
-                );
-                return Err(Error::damaged(&weights, problem));
-            }
-            checked += 1;
-        }
-        let evals = pool.scorer(&[]).map(|scorer| scorer.eval_names().len()).or_else(|error| match error {
-            Error::Usage(_) => Ok(0), // no eval set yet
-            other => Err(other),
-        })?;
-        session.observer_note(&format!("{checked} objects and token files and {evals} score logs are whole"));
-        Ok(())
+        let found = session.open()?.verify(self.deep)?;
+        let mut damages: Vec<Error> = found.damages.into_iter().map(with_repair).collect();
+        let Some(last) = damages.pop() else {
+            let (checked, logs) = (found.checked, found.logs);
+            session.observer_note(&format!("{checked} objects and token files and {logs} score logs are whole"));
+            return Ok(());
+        };
+        damages.iter().for_each(complain);
+        Err(last)
+    }
+}
+
+/// A damage with the command that mends it.
+fn with_repair(damage: Damage) -> Error {
+    match damage.error {
+        Error::Damaged { path, problem } => Error::damaged(path, format!("{problem}; repair: {}", damage.repair)),
+        other => other,
     }
 }

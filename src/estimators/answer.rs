@@ -135,7 +135,7 @@ impl Store {
         let before = if path.exists() { Some(files::read_json::<Answer>(&path)?) } else { None };
         let mut all = before.filter(Answer::is_current).map_or_else(BTreeMap::new, |before| before.predictions);
         all.extend(answer.predictions.clone());
-        files::publish(&path, &files::to_json(&Answer { predictions: all, ..answer.clone() })?)
+        files::publish(&path, &files::to_sealed_json(&Answer { predictions: all, ..answer.clone() })?)
     }
 
     fn all(&self) -> Result<Vec<Answer>> {

@@ -169,11 +169,14 @@ impl Pool {
                 path.display()
             )));
         }
+        if files::is_planted("bind-before-object") {
+            files::publish(&path, &files::to_sealed_json(value)?)?;
+        }
         tokens.publish()?; // also when the name is bound: a damaged folder is replaced
         if bound {
             return Ok(Outcome::Unchanged);
         }
-        files::publish(&path, &files::to_json(value)?)?;
+        files::publish(&path, &files::to_sealed_json(value)?)?;
         Ok(Outcome::Added)
     }
 

@@ -15,6 +15,9 @@ struct Stored<T> {
     /// What the value depends on, for people; the file's name is its hash.
     key: String,
     value: T,
+    /// Hash of the tensors beside it; none where there are none, and in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tensors: Option<String>,
 }
 
 impl Pool {
@@ -29,11 +32,16 @@ impl Pool {
     pub fn fitted<T: Serialize + DeserializeOwned>(&self, key: &str, compute: impl FnOnce() -> Result<T>) -> Result<T> {
         let path = self.fitted_path(key, "json");
         if self.is_fitted(key) {
+            self.forget_watched(key)?; // left by a process that was killed when the value was stored
             return Ok(files::read_json::<Stored<T>>(&path)?.value);
         }
-        let stored = Stored { key: key.to_owned(), value: compute()? };
+        let value = compute()?;
+        let tensors = self.fitted_path(key, "safetensors");
+        let tensors = if tensors.exists() { Some(files::hash_file(&tensors)?) } else { None };
+        let stored = Stored { key: key.to_owned(), value, tensors };
         files::create_folder(&self.root.join(FITTED))?;
-        files::publish(&path, &files::to_json(&stored)?)?;
+        files::publish(&path, &files::to_sealed_json(&stored)?)?;
+        self.forget_watched(key)?;
         Ok(stored.value)
     }
 
@@ -63,6 +71,24 @@ impl Pool {
                 other => other,
             },
         )
+    }
+
+    /// Checks what is stored under the hash `stem`, tensors included.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when it is not what was written.
+    pub(super) fn verify_fitted(&self, stem: &str) -> Result<()> {
+        let path = self.root.join(FITTED).join(format!("{stem}.json"));
+        let stored: Stored<serde_json::Value> = files::read_json(&path)?;
+        if files::hash(stored.key.as_bytes()) != stem {
+            return Err(Error::damaged(path, "its name is not the hash of its key"));
+        }
+        let Some(expected) = stored.tensors else { return Ok(()) };
+        let path = path.with_extension("safetensors");
+        if files::hash_file(&path).map_err(Error::missing_is_damage)? != expected {
+            return Err(Error::damaged(path, "its bytes do not match the hash stored beside it"));
+        }
+        Ok(())
     }
 
     fn fitted_path(&self, key: &str, kind: &str) -> PathBuf {

@@ -48,7 +48,7 @@ impl Pool {
         if let Some(checkpoint) = &imported {
             pool.import(checkpoint)?;
         }
-        publish_unless_equal(&root.join(POOL), &files::to_json(&pool.settings)?)?; // last: from here on it is a pool
+        publish_unless_equal(&root.join(POOL), &files::to_sealed_json(&pool.settings)?)?; // last: from here on it is a pool
         Self::open(root)
     }
 }

@@ -25,6 +25,7 @@ mod scores;
 mod settings;
 mod token_nll;
 mod training;
+mod verify;
 mod watched;
 
 pub use binding::{EvalBinding, Outcome, Partition, Provenance};
@@ -35,6 +36,7 @@ pub use scorer::{Scored, Scorer};
 pub use scores::{ScoreLog, ScoreRecord};
 pub use settings::{Count, RecipeFile, Settings, parse_count};
 pub use token_nll::TokenNll;
+pub use verify::{Damage, Verified};
 pub use watched::Watch;
 
 use crate::error::{Error, Result};
@@ -62,7 +64,7 @@ impl Pool {
         if !path.exists() {
             return Err(Error::NoPool(root.to_path_buf()));
         }
-        let value: serde_json::Value = files::read_json(&path)?;
+        let value: serde_json::Value = files::read_json(&path).map_err(|error| mended_by_init(root, error))?;
         let format = value["format"].as_u64();
         if format != Some(u64::from(settings::FORMAT)) {
             return Err(Error::Usage(format!(
@@ -73,7 +75,8 @@ impl Pool {
             )));
         }
         let settings: Settings = serde_json::from_value(value)
-            .map_err(|error| Error::damaged(&path, format!("{error}; {}", files::MAKE_AGAIN)))?;
+            .map_err(|error| Error::damaged(&path, format!("{error}; {}", files::MAKE_AGAIN)))
+            .map_err(|error| mended_by_init(root, error))?;
         files::sweep(root)?;
         for folder in FOLDERS.into_iter().chain([fitted::FITTED, ESTIMATES]) {
             files::sweep(&root.join(folder))?;
@@ -145,6 +148,17 @@ impl Pool {
         }
         let vocabulary = self.settings.model.vocab_size;
         StagedTokens::of(&self.root.join("tokens"), paths, options, &tokenizer, vocabulary, observer)
+    }
+}
+
+/// Adds to a damaged `pool.json` how it is made again.
+fn mended_by_init(root: &Path, error: Error) -> Error {
+    match error {
+        Error::Damaged { path, problem } => {
+            let repair = verify::pool_repair(root);
+            Error::Damaged { path, problem: format!("{problem}; repair: {repair}") }
+        }
+        other => other,
     }
 }
 

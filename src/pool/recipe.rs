@@ -6,6 +6,7 @@ use crate::files;
 use crate::model::ModelConfig;
 use crate::train::TrainConfig;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Where training starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +98,9 @@ pub struct Manifest {
     pub seconds: f64,
     /// Version of mixpool that wrote the object.
     pub created_by: String,
+    /// Hashes of the other files in the folder, by name; empty in objects of earlier versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
     /// What an online method did beside training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub online: Option<OnlineCost>,

@@ -43,7 +43,8 @@ pub struct ScoreRecord {
 pub struct ScoreLog {
     path: PathBuf,
     records: BTreeMap<String, ScoreRecord>,
-    end: usize, // where the last record read ends
+    end: usize,     // where the last record read ends
+    is_named: bool, // whether the file's name is known to be durable: who made it may have been killed before
 }
 
 impl ScoreLog {
@@ -57,7 +58,7 @@ impl ScoreLog {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::io("read", path)(error)),
         };
-        let mut log = Self { path: path.to_path_buf(), records: BTreeMap::new(), end: 0 };
+        let mut log = Self { path: path.to_path_buf(), records: BTreeMap::new(), end: 0, is_named: false };
         log.take_in(&bytes)?;
         Ok(log)
     }
@@ -86,9 +87,14 @@ impl ScoreLog {
         let bytes = encode(&record)?;
         file.set_len(self.end as u64).map_err(io("truncate"))?; // a record cut short by a crash
         file.seek(SeekFrom::Start(self.end as u64)).map_err(io("seek"))?;
-        file.write_all(&bytes).map_err(io("write"))?;
-        file.sync_all().map_err(io("flush"))?;
-        if self.end == 0 {
+        if let Err(error) =
+            file.write_all(&bytes).map_err(io("write")).and_then(|()| file.sync_all().map_err(io("flush")))
+        {
+            // What could not be flushed must not be read back from memory as stored.
+            let _ = file.set_len(self.end as u64);
+            return Err(error);
+        }
+        if !std::mem::replace(&mut self.is_named, true) {
             files::sync_folder(path.parent().unwrap_or(Path::new(".")))?;
         }
         self.end += bytes.len();

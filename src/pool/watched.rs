@@ -25,7 +25,8 @@ impl Pool {
     /// Runs a recipe from its start to its end and returns what was seen of every step.
     ///
     /// `key` says all that the run and what is seen depend on. An unfinished run goes on where its last state was stored;
-    /// that is every 30 seconds of work, and when the observer asks to stop.
+    /// that is every 30 seconds of work, when the observer asks to stop, and at the end: [`Pool::fitted`] under the same key
+    /// drops it when the result is stored.
     ///
     /// # Errors
     /// Those of `watch`; [`crate::Error::Locked`] when another process is at it, [`crate::Error::Damaged`] when what is stored
@@ -57,6 +58,10 @@ impl Pool {
         let done = state.step;
         let trainer = Trainer::new(&recipe.model, self.layout(), train, state)?;
         let mut run = (trainer, seen);
+        let save = |(trainer, seen): &(Trainer<'_>, Vec<W::Seen>)| {
+            files::publish(&seen_path, &files::to_json(seen)?)?;
+            trainer.state()?.save(&state_path)
+        };
         take_steps(
             train,
             done,
@@ -67,13 +72,16 @@ impl Pool {
                 seen.push(new);
                 Ok(point)
             },
-            |(trainer, seen)| {
-                files::publish(&seen_path, &files::to_json(seen)?)?;
-                trainer.state()?.save(&state_path)
-            },
+            save,
         )?;
-        remove_if_there(&state_path)?;
-        remove_if_there(&seen_path)?;
+        save(&run)?; // what comes of it is not stored yet
         Ok(run.1)
+    }
+
+    /// Drops what is kept of a watched run, once what came of it is stored.
+    pub(super) fn forget_watched(&self, key: &str) -> Result<()> {
+        let id = files::hash(key.as_bytes());
+        remove_if_there(&self.state_path(&id))?;
+        remove_if_there(&self.root().join("work").join(format!("{id}.seen")))
     }
 }

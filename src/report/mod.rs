@@ -35,7 +35,9 @@ pub fn render<T: Serialize>(rows: &[T], format: Format) -> Result<String> {
 
 /// Publishes rows as a CSV file: complete, or not at all.
 pub fn write_csv<T: Serialize>(path: &Path, rows: &[T]) -> Result<()> {
-    files::publish(path, csv(rows)?.as_bytes())
+    let bytes = csv(rows)?;
+    files::sweep_for(path)?;
+    files::publish(path, bytes.as_bytes())
 }
 
 /// Rows as CSV: a header, then one line each; numbers are the shortest decimals that read back as the same f64.

@@ -36,6 +36,9 @@ pub struct TokenManifest {
     pub n_docs: u64,
     /// The files the text came from, as given.
     pub sources: Vec<PathBuf>,
+    /// The field of JSON records that the text came from, where it is not `text`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_field: Option<String>,
 }
 
 /// One document of a token file.
@@ -96,9 +99,11 @@ impl StagedTokens {
         for path in paths {
             writer.add_file(path, options, observer)?;
         }
-        let (manifest, entries) = writer.close(paths)?;
+        let field = &options.text_field;
+        let text_field = (*field != ReadOptions::default().text_field).then(|| field.clone());
+        let (manifest, entries) = writer.close(paths, text_field)?;
         staging.write(DOCUMENTS, &entries)?;
-        staging.write(MANIFEST, &files::to_json(&manifest)?)?;
+        staging.write(MANIFEST, &files::to_sealed_json(&manifest)?)?;
         Ok(Self { manifest, staging, store: store.to_path_buf() })
     }
 
@@ -109,7 +114,7 @@ impl StagedTokens {
     pub fn select(store: &Path, source: &TokenFile, documents: &[usize]) -> Result<Self> {
         files::create_folder(store)?;
         let staging = Staging::new(&store.join("tokens"))?;
-        let TokenManifest { id_bytes, tokenizer, sources, .. } = source.manifest.clone();
+        let TokenManifest { id_bytes, tokenizer, sources, text_field, .. } = source.manifest.clone();
         let mut file = files::Writer::create(&staging.file(TOKENS))?;
         let mut ids = blake3::Hasher::new();
         for document in documents {
@@ -128,9 +133,10 @@ impl StagedTokens {
             n_bytes: entries.iter().map(|entry| entry.n_bytes).sum(),
             n_docs: entries.len() as u64,
             sources,
+            text_field,
         };
         staging.write(DOCUMENTS, &table)?;
-        staging.write(MANIFEST, &files::to_json(&manifest)?)?;
+        staging.write(MANIFEST, &files::to_sealed_json(&manifest)?)?;
         Ok(Self { manifest, staging, store: store.to_path_buf() })
     }
 
@@ -218,7 +224,7 @@ impl<'a> TokenWriter<'a> {
         Ok(())
     }
 
-    fn close(self, sources: &[PathBuf]) -> Result<(TokenManifest, Vec<u8>)> {
+    fn close(self, sources: &[PathBuf], text_field: Option<String>) -> Result<(TokenManifest, Vec<u8>)> {
         let table: Vec<u8> = self.entries.iter().flat_map(|entry| entry.to_bytes()).collect();
         let id_bytes = self.id_bytes();
         self.file.close()?;
@@ -230,6 +236,7 @@ impl<'a> TokenWriter<'a> {
             n_bytes: self.entries.iter().map(|entry| entry.n_bytes).sum(),
             n_docs: self.entries.len() as u64,
             sources: sources.to_vec(),
+            text_field,
         };
         Ok((manifest, table))
     }
