@@ -121,6 +121,38 @@ impl Writer {
     }
 }
 
+/// Copies a regular file that may be anyone's, flushed to the disk; returns the hash of what was copied.
+///
+/// # Errors
+/// [`Error::Input`] when it is no regular file (a pipe would never end) or changes its length meanwhile.
+pub fn copy(from: &Path, to: &Path) -> Result<String> {
+    let refuse = |problem: &str| Error::input(from.display(), problem);
+    let told = fs::metadata(from).map_err(Error::io("read", from))?;
+    if !told.is_file() {
+        return Err(refuse("not a regular file"));
+    }
+    let file = File::open(from).map_err(Error::io("open", from))?;
+    let mut source = file.take(told.len() + 1);
+    let mut target = Writer::create(to)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut copied = 0;
+    loop {
+        let n = source.read(&mut buffer).map_err(Error::io("read", from))?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        target.write(&buffer[..n])?;
+        copied += n as u64;
+    }
+    target.close()?;
+    if copied != told.len() {
+        return Err(refuse("its length changed while it was read; run this again when it is complete"));
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
 /// Publishes `bytes` as `path`, replacing what was there; durable on return.
 pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
     publish_with(path, |temporary| write_durably(temporary, bytes))

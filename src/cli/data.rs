@@ -115,7 +115,7 @@ impl Register {
         let Self { name, files, units, text } = self;
         let pool = session.open()?;
         let (partition, outcome) = pool.register(&name, &files, units, &text.options(), &session.observer)?;
-        let manifest = pool.tokens(&partition.tokens)?.manifest().clone();
+        let manifest = pool.tokens(partition.text()?)?.manifest().clone();
         session.observer.note(&format!(
             "partition '{name}' {}: {} documents, {} tokens, {units} unit(s)",
             worded(outcome),
@@ -222,7 +222,7 @@ pub(super) fn train_seed(pool: &Pool, observer: &dyn Observer) -> Result<()> {
 /// Every expert of a partition, trained if missing.
 pub(super) fn train_experts(pool: &Pool, partition: &crate::pool::Partition, observer: &dyn Observer) -> Result<()> {
     let units = partition.units.len();
-    for unit in 0..units {
+    for unit in (0..units).filter(|unit| !partition.adopted.contains_key(unit)) {
         let recipe = pool.expert_recipe(partition, unit)?;
         let part = if units > 1 { format!(" {}/{units}", unit + 1) } else { String::new() };
         pool.get_or_train(&recipe, &format!("expert '{}'{part}", partition.name), observer)?;

@@ -1,22 +1,16 @@
-//! Export commands: rankings, scores and merged models as files.
+//! Export commands: rankings and scores as files; models are written by their own module.
 
+use super::Session;
+use super::models::{ExportMergekit, ExportModel};
 use super::question::rows;
-use super::show::objects_beginning_with;
-use super::{NotationArgs, Session};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::estimators::{Answer, Cost, Gives};
-use crate::files;
-use crate::merge::average;
-use crate::model::{Checkpoint, write_checkpoint};
-use crate::pool::{Pool, Scored};
+use crate::pool::Scored;
 use crate::progress::Observer;
 use crate::report::{ScoreRow, write_csv};
 use clap::{Args, Subcommand};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-
-/// The model card in an exported folder.
-const CARD: &str = "README.md";
 
 #[derive(Subcommand)]
 pub(super) enum Export {
@@ -26,8 +20,12 @@ pub(super) enum Export {
     Scores(ExportScores),
     /// Write the seed model, the average of a mixture's experts, or an object, as a Hugging Face folder
     ///
-    /// Example: mixpool export model code=0.7+wiki=0.3 --out merged
+    /// Example: mixpool export model code=0.7+wiki=0.3 --out merged --dtype bf16
     Model(ExportModel),
+    /// Write a mixture as a merge configuration for mergekit
+    ///
+    /// Example: mixpool export mergekit code=0.7+wiki=0.3 --out merge.yaml
+    Mergekit(ExportMergekit),
 }
 
 #[derive(Args)]
@@ -45,17 +43,6 @@ pub(super) struct ExportScores {
     /// The file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-}
-
-#[derive(Args)]
-pub(super) struct ExportModel {
-    /// A mixture, `seed`, or the first digits (eight at least) of an object's id
-    mixture: String,
-    /// The folder to write; must not exist, or hold this very model
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    #[command(flatten)]
-    notation: NotationArgs,
 }
 
 impl Export {
@@ -76,69 +63,11 @@ impl Export {
                 out
             }
             Self::Model(command) => command.write(&pool)?,
+            Self::Mergekit(command) => command.write(&pool)?,
         };
         session.observer.note(&format!("wrote '{}'", out.display()));
         Ok(())
     }
-}
-
-impl ExportModel {
-    fn write(self, pool: &Pool) -> Result<PathBuf> {
-        let members = if self.mixture == "seed" {
-            let id = pool.seed_recipe()?.id()?;
-            let manifest = pool.manifest(&id)?;
-            let missing = || Error::Usage("the seed model is not trained yet; run 'mixpool train seed' first".into());
-            pool.single(&manifest.ok_or_else(missing)?)
-        } else if is_id(&self.mixture) && !pool.unit_counts()?.contains_key(&self.mixture) {
-            match objects_beginning_with(pool, &self.mixture)?.as_slice() {
-                [manifest] => pool.single(manifest),
-                several => {
-                    let n = several.len();
-                    return Err(Error::Usage(format!("{n} objects begin with '{}'; give more digits", self.mixture)));
-                }
-            }
-        } else {
-            pool.experts()?.members(&self.notation.parse(std::slice::from_ref(&self.mixture), pool)?[0])?
-        };
-        let card = self.card(pool);
-        let taken = || Error::Usage(format!("'{}' exists already; choose another --out", self.out.display()));
-        let exists = self.out.exists();
-        if exists && std::fs::read(self.out.join(CARD)).ok().as_deref() != Some(card.as_bytes()) {
-            return Err(taken());
-        }
-        let open = members.iter().map(|member| Pool::checkpoint(&member.folder)).collect::<Result<Vec<_>>>()?;
-        let weighted: Vec<(f64, &Checkpoint)> = members.iter().map(|member| member.weight).zip(&open).collect();
-        let mut values = vec![0f32; pool.layout().len()];
-        average(&mut values, pool.layout(), &weighted)?;
-        files::sweep_for(&self.out)?;
-        let staging = files::Staging::new(&self.out)?;
-        write_checkpoint(&staging.file("."), &pool.settings().model, pool.layout(), &values)?;
-        pool.copy_tokenizer(&staging)?;
-        staging.write(CARD, card.as_bytes())?;
-        if exists && !staging.equals(&self.out)? {
-            return Err(taken());
-        }
-        staging.publish(&self.out)?; // the same model again is no conflict: who wrote it may have been killed
-        Ok(self.out)
-    }
-
-    /// A model card that says what was merged.
-    fn card(&self, pool: &Pool) -> String {
-        format!(
-            "# {}\n\nWritten by mixpool {} as the parameter average of the experts in the mixture `{}`\n\
-             (weights kept in f64, one rounding to f32). {} parameters, tokenizer `{}`.\n",
-            self.mixture,
-            env!("CARGO_PKG_VERSION"),
-            self.mixture,
-            pool.layout().len(),
-            pool.settings().tokenizer
-        )
-    }
-}
-
-/// Whether a text can only be the beginning of an object's id, unless a partition is called so.
-fn is_id(text: &str) -> bool {
-    text.len() >= 8 && text.chars().all(|c| c.is_ascii_hexdigit())
 }
 
 /// The scores of merges as an answer.

@@ -50,7 +50,7 @@ impl Filter {
             return Err(Error::Usage(format!("'--keep {}': expected a share above 0, at most 1", self.keep)));
         }
         check_name(&self.name)?;
-        let tokens = pool.partition(&self.partition)?.tokens;
+        let tokens = pool.partition(&self.partition)?.text()?.to_owned();
         self.target.iter().try_for_each(|target| pool.eval_binding(target).map(|_| ()))?;
         let method = Method::parse(&self.method)?;
         let question = Question {
@@ -73,7 +73,7 @@ impl Filter {
             keep: share.to_string(),
         };
         let (partition, outcome) = pool.register_filtered(&self.name, &best, filtered)?;
-        let kept = pool.tokens(&partition.tokens)?.manifest().clone();
+        let kept = pool.tokens(partition.text()?)?.manifest().clone();
         session.observer.note(&format!(
             "partition '{}' {}: {} of {} documents, {} tokens",
             self.name,
@@ -86,7 +86,7 @@ impl Filter {
     }
 
     fn rows(&self, pool: &Pool, scores: &DocumentScores, best: &[usize]) -> Result<Vec<DocumentRow>> {
-        let tokens = pool.tokens(&pool.partition(&self.partition)?.tokens)?;
+        let tokens = pool.tokens(pool.partition(&self.partition)?.text()?)?;
         let row = |document: usize, target: usize| DocumentRow {
             document: document + 1,
             eval_set: self.target[target].clone(),

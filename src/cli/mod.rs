@@ -4,6 +4,7 @@ mod data;
 mod demo;
 mod export;
 mod filter;
+mod models;
 mod observer;
 mod online;
 mod question;
@@ -41,6 +42,7 @@ A tour, from text files to a ranking:
   mixpool register wiki wiki.jsonl.gz --text-field content
   mixpool eval-set wiki-test held-out.txt
   mixpool train                                 # seed model, then one expert per unit
+  mixpool adopt law runs/law-expert             # or an expert that was trained elsewhere
   mixpool score code+wiki code=0.7+wiki=0.3
   mixpool rank --csv ranking.csv                # every subset on every eval set
   mixpool validate --mixtures 8                 # how far to trust each estimator
@@ -78,6 +80,7 @@ enum Command {
     Init(data::Init),
     Register(data::Register),
     EvalSet(data::EvalSet),
+    Adopt(models::Adopt),
     Train(data::Train),
     Online(online::Online),
     Score(question::Score),
@@ -197,6 +200,7 @@ fn dispatch(command: Command, session: &Session) -> Result<()> {
         Command::Init(command) => command.run(session),
         Command::Register(command) => command.run(session),
         Command::EvalSet(command) => command.run(session),
+        Command::Adopt(command) => command.run(session),
         Command::Train(command) => command.run(session),
         Command::Online(command) => command.run(session),
         Command::Score(command) => command.run(session),

@@ -61,7 +61,10 @@ pub(super) fn list(session: &Session) -> Result<()> {
     for (name, partition) in pool.partitions()? {
         let experts = experts(&pool, &name)?;
         let trained: Vec<&Manifest> = experts.iter().flatten().collect();
-        let mut row = Row::of("partition", &name).with_tokens(&pool, &partition.tokens)?;
+        let mut row = Row::of("partition", &name);
+        if let Some(tokens) = &partition.tokens {
+            row = row.with_tokens(&pool, tokens)?;
+        }
         row.units = Some(experts.len());
         row.trained = Some(trained.len());
         row.loss = mean(trained.iter().map(|expert| expert.final_loss));
@@ -82,9 +85,7 @@ pub(super) fn list(session: &Session) -> Result<()> {
 }
 
 fn experts(pool: &Pool, name: &str) -> Result<Vec<Option<Manifest>>> {
-    let partition = pool.partition(name)?;
-    let expert = |unit| pool.manifest(&pool.expert_recipe(&partition, unit)?.id()?);
-    (0..partition.units.len()).map(expert).collect()
+    pool.unit_experts(&pool.partition(name)?)
 }
 
 fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
@@ -125,6 +126,7 @@ impl ModelRow {
             Start::Scratch => "scratch".to_owned(),
             Start::Object(id) => short(id),
             Start::Imported(_) => "imported".to_owned(),
+            Start::Adapter { base, .. } => format!("adapter of {}", short(base)),
         };
         Self {
             object: short(&manifest.id),

@@ -113,7 +113,7 @@ impl Store {
         let mut experts = String::new();
         for partition in pool.partitions()?.values() {
             for unit in 0..partition.units.len() {
-                experts.push_str(&pool.expert_recipe(partition, unit)?.id()?);
+                experts.push_str(&pool.expert_id(partition, unit)?);
             }
         }
         let keyed = |name: String| pool.eval_key(&name).map(|key| (name, key));

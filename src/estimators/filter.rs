@@ -47,8 +47,9 @@ impl Filter {
         let (influences, cost) = match self {
             Self::Less(spec) => less::documents(question, &spec.options, partition)?,
             Self::Random(seed) => {
-                let hash = question.pool.partition(partition)?.tokens;
-                let tokens = question.pool.tokens(&hash)?;
+                let partition = question.pool.partition(partition)?;
+                let hash = partition.text()?;
+                let tokens = question.pool.tokens(hash)?;
                 let mut stream = Stream::new(*seed, &format!("filter {hash}"));
                 let draw = |n_tokens: u64| {
                     let drawn = stream.uniform();

@@ -157,10 +157,7 @@ pub(super) fn effective_number(mixture: &Mixture) -> f64 {
 pub(super) fn expert_cost(pool: &Pool) -> Result<Cost> {
     let mut cost = Cost::default();
     for partition in pool.partitions()?.values() {
-        for unit in 0..partition.units.len() {
-            let manifest = pool.manifest(&pool.expert_recipe(partition, unit)?.id()?)?;
-            cost += manifest.as_ref().map(Cost::of_training).unwrap_or_default();
-        }
+        cost += pool.unit_experts(partition)?.iter().flatten().map(Cost::of_training).sum();
     }
     Ok(cost)
 }

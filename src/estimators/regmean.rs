@@ -12,7 +12,7 @@ use crate::files;
 use crate::merge::{average, regression_mean};
 use crate::mixture::{Mixture, Notation};
 use crate::model::Checkpoint;
-use crate::pool::{Checkpoints, Experts, Manifest, Member, Pool, Scored, Scorer, parse_count};
+use crate::pool::{Checkpoints, Experts, Manifest, Member, Pool, Recipe, Scored, Scorer, parse_count};
 use crate::progress::Observer;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -113,20 +113,21 @@ fn collect(question: &Question<'_>, tokens: u64) -> Result<(BTreeMap<String, Gra
     let (pool, observer) = (question.pool, question.observer);
     let mut experts = Vec::new();
     for partition in pool.partitions()?.values() {
-        for unit in 0..partition.units.len() {
-            experts.extend(pool.manifest(&pool.expert_recipe(partition, unit)?.id()?)?);
+        for (unit, expert) in pool.unit_experts(partition)?.into_iter().enumerate() {
+            let recipe = pool.expert_recipe(partition, unit)?; // its text, whoever trained it
+            experts.extend(expert.map(|expert| (expert, recipe)));
         }
     }
-    let keys = experts.iter().map(|expert| key(expert, tokens)).collect::<Result<Vec<_>>>()?;
+    let keys = experts.iter().map(|(expert, recipe)| key(expert, recipe, tokens)).collect::<Result<Vec<_>>>()?;
     let missing = keys.iter().filter(|key| !pool.is_fitted(key)).count() as u64;
     if missing > 0 {
         observer.begin("collect Gram matrices", missing, "experts");
     }
     let (mut grams, mut cost, mut done) = (BTreeMap::new(), Cost::default(), 0);
-    for (expert, key) in experts.into_iter().zip(keys) {
+    for ((expert, recipe), key) in experts.into_iter().zip(keys) {
         cost += pool.fitted(&key, || {
             observer.check()?;
-            let cost = measure(pool, &expert, tokens, &key)?;
+            let cost = measure(pool, &expert, &recipe, tokens, &key)?;
             done += 1;
             observer.advance(done, "");
             Ok(cost)
@@ -141,14 +142,13 @@ fn collect(question: &Question<'_>, tokens: u64) -> Result<(BTreeMap<String, Gra
 }
 
 /// All that the Gram matrices of an expert depend on.
-fn key(expert: &Manifest, tokens: u64) -> Result<String> {
-    Ok(format!("grams version {VERSION} weights {} recipe {} tokens {tokens}", expert.weights, expert.recipe.id()?))
+fn key(expert: &Manifest, recipe: &Recipe, tokens: u64) -> Result<String> {
+    Ok(format!("grams version {VERSION} weights {} recipe {} tokens {tokens}", expert.weights, recipe.id()?))
 }
 
 /// Computes and stores the Gram matrices of one expert; returns what it took.
-fn measure(pool: &Pool, expert: &Manifest, tokens: u64, key: &str) -> Result<Cost> {
+fn measure(pool: &Pool, expert: &Manifest, recipe: &Recipe, tokens: u64, key: &str) -> Result<Cost> {
     let start = Instant::now();
-    let recipe = &expert.recipe;
     let length = recipe.train.sequence_length;
     let mut batches = pool.batches(recipe)?;
     let blocks: usize = (0..recipe.data.len()).map(|unit| batches.blocks(unit)).sum();

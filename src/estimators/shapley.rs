@@ -126,7 +126,10 @@ fn run(question: &Question<'_>) -> Result<(Recipe, Vec<Unit>)> {
     let mut places = BTreeMap::new();
     for (name, unit, _) in all.members() {
         let partition = pool.partition(name)?;
-        places.entry((partition.tokens, partition.units[unit])).or_insert_with(Vec::new).push((name.to_owned(), unit));
+        places
+            .entry((partition.text()?.to_owned(), partition.units[unit]))
+            .or_insert_with(Vec::new)
+            .push((name.to_owned(), unit));
     }
     Ok((recipe, places.into_values().flatten().collect())) // in the order of a recipe's data
 }

@@ -2,8 +2,8 @@
 
 use super::{EvalSet, Evaluator};
 use crate::error::{Error, Result};
-use crate::kernels::{Exec, Floats, inner_product};
-use crate::model::{Checkpoint, Layout, Transformer, Weights};
+use crate::kernels::{Exec, LowRankFactors, add_low_rank, inner_product};
+use crate::model::{Checkpoint, Layout, Parameter, Transformer, Weights};
 use candle_core::{DType, Device, Tensor};
 
 /// Passes of scoring that go through the model together: about 2048 ids, enough to divide one pass over threads.
@@ -68,9 +68,19 @@ impl Gradient {
     /// [`Error::Mismatch`] when the model does not fit the layout.
     pub fn along(&self, layout: &Layout, model: &Checkpoint) -> Result<f64> {
         model.check(layout)?;
-        let product =
-            |values: &[f32], other: Option<Floats<'_>>| other.map_or(0.0, |other| inner_product(values, other));
-        let parameters = layout.parameters().iter();
-        Ok(parameters.map(|p| product(&self.values[p.range()], model.tensor(&p.name))).sum())
+        let product = |parameter: &Parameter| {
+            let gradient = &self.values[parameter.range()];
+            let stored = model.stored(&parameter.name).map_or(0.0, |values| inner_product(gradient, values));
+            let update = model.update().and_then(|update| update.factors(&parameter.name));
+            stored + update.map_or(0.0, |factors| along_low_rank(gradient, factors))
+        };
+        Ok(layout.parameters().iter().map(product).sum())
     }
+}
+
+/// The inner product of a matrix's gradient with a low-rank update of it.
+fn along_low_rank(gradient: &[f32], factors: LowRankFactors) -> f64 {
+    let mut update = vec![0f32; gradient.len()];
+    add_low_rank(&mut update, &[(1.0, factors)]);
+    update.iter().zip(gradient).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }

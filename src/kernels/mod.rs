@@ -16,6 +16,7 @@ mod embedding;
 mod gram;
 mod inner_product;
 mod linear;
+mod low_rank;
 mod matmul;
 mod projection;
 mod rms_norm;
@@ -34,6 +35,7 @@ pub use embedding::{embedding, embedding_backward, select_rows, select_rows_back
 pub use gram::add_gram;
 pub use inner_product::{dot, inner_product};
 pub use linear::{linear, linear_backward};
+pub use low_rank::{LowRankFactors, add_low_rank};
 pub(crate) use matmul::{Into, Matrix, MatrixMut, matmul};
 pub use projection::Projection;
 pub use rms_norm::{rms_norm, rms_norm_backward};

@@ -9,7 +9,6 @@
 
 use super::average;
 use crate::error::{Error, Result};
-use crate::kernels::weighted_sum;
 use crate::model::{Checkpoint, Layout, ModelConfig, Parameter, linear_layers};
 use nalgebra::{Cholesky, DMatrix, Dyn};
 use rayon::prelude::*;
@@ -98,11 +97,9 @@ fn factor(matrix: DMatrix<f64>) -> Option<Cholesky<f64, Dyn>> {
 
 /// A tensor's values, by rows.
 fn read(file: &Checkpoint, name: &str, length: usize) -> Result<Vec<f64>> {
-    let values = file.tensor(name).filter(|values| values.len() == length).ok_or_else(|| Error::Mismatch {
+    let values = file.values(name).filter(|values| values.len() == length).ok_or_else(|| Error::Mismatch {
         what: format!("'{}'", file.path().display()),
         differences: format!("tensor '{name}' of {length} values is missing"),
     })?;
-    let mut single = vec![0f32; length];
-    weighted_sum(&mut single, &[(1.0, values)]);
-    Ok(single.into_iter().map(f64::from).collect())
+    Ok(values.into_iter().map(f64::from).collect())
 }

@@ -1,31 +1,38 @@
-//! Checkpoint: the parameters of a model in a Hugging Face folder, mapped for reading or written anew.
+//! Checkpoint: the parameters of a model in a Hugging Face folder, mapped for reading.
 
-use super::config_file::{CONFIG, transformers_config};
+use super::header::{Declared, PICKLED, read_header};
 use super::index::{INDEX, Index};
-use super::{Layout, ModelConfig};
+use super::{FloatType, Layout, LowRankUpdate};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::kernels::{Floats, weighted_sum};
+use crate::kernels::{Floats, add_low_rank, weighted_sum};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
-use serde_json::{Value, json};
+use safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// File name of the parameters inside a model folder.
 pub(super) const WEIGHTS: &str = "model.safetensors";
 /// How many differences a refusal lists.
 const SHOWN: usize = 5;
-/// A header larger than this is refused unread; 100,000 tensors need about 12 MiB.
-const MAX_HEADER: u64 = 16 << 20;
 
 /// Buffers that old Llama checkpoints hold although they follow from the config; `transformers` ignores them too.
 pub(super) const ROTARY_BUFFER: &str = ".rotary_emb.inv_freq";
 
-/// A safetensors file or the shards of one, mapped; their float tensors can be read at any alignment.
+/// A safetensors file or the shards of one, mapped, with a low-rank update where the model is one on top of another; its
+/// tensors can be read at any alignment. Clones share the maps.
+#[derive(Clone)]
 pub struct Checkpoint {
     path: PathBuf,
+    stored: Arc<Stored>,
+    update: Option<Arc<LowRankUpdate>>,
+}
+
+/// The mapped files and what lies in them.
+#[derive(Default)]
+struct Stored {
     files: Vec<(PathBuf, Mmap)>,
     tensors: BTreeMap<String, Entry>,
 }
@@ -45,19 +52,17 @@ impl Checkpoint {
     /// disagree, or when there are only pickled weights, which are never read.
     pub fn open(folder: &Path) -> Result<Self> {
         let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
-        if single.exists() {
-            return Self::open_file(&single);
+        if single.exists() || !index.exists() {
+            return refuse_pickled(folder).and_then(|()| Self::open_file(&single));
         }
-        if index.exists() {
-            return Self::open_shards(folder, index);
+        let (path, index) = (index.clone(), Index::read(folder, &index)?);
+        let mut stored = Stored::default();
+        for shard in index.shards() {
+            stored.add(shard)?;
         }
-        match pickled(folder) {
-            Some(path) => Err(Error::input(
-                path.display(),
-                "pickled weights can run code and are not read; convert them to safetensors (save_pretrained of transformers)",
-            )),
-            None => Self::open_file(&single),
-        }
+        let held = stored.tensors.iter().map(|(name, entry)| (name.as_str(), entry.file)).collect();
+        index.check(&held)?;
+        Ok(Self { path, stored: Arc::new(stored), update: None })
     }
 
     /// Maps a safetensors file.
@@ -66,55 +71,38 @@ impl Checkpoint {
     /// [`Error::Io`] when it cannot be opened, [`Error::Damaged`] when it is not a valid safetensors file or holds a
     /// tensor that is not f32, bf16 or f16.
     pub fn open_file(path: &Path) -> Result<Self> {
-        let mut checkpoint = Self { path: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.add(path)?;
-        Ok(checkpoint)
+        let mut stored = Stored::default();
+        stored.add(path)?;
+        Ok(Self { path: path.to_path_buf(), stored: Arc::new(stored), update: None })
     }
 
-    fn open_shards(folder: &Path, path: PathBuf) -> Result<Self> {
-        let index = Index::read(folder, &path)?;
-        let mut checkpoint = Self { path, files: Vec::new(), tensors: BTreeMap::new() };
-        for shard in index.shards() {
-            checkpoint.add(shard)?;
-        }
-        let held = checkpoint.tensors.iter().map(|(name, entry)| (name.as_str(), entry.file)).collect();
-        index.check(&held)?;
-        Ok(checkpoint)
+    /// The model that an adapter makes of this one; the maps are shared.
+    ///
+    /// # Errors
+    /// Those of [`LowRankUpdate::open`].
+    pub fn with_adapter(&self, folder: &Path, tied: bool) -> Result<Self> {
+        let update = LowRankUpdate::open(folder, &self.layout(), tied)?;
+        Ok(Self { path: folder.to_path_buf(), update: Some(Arc::new(update)), ..self.clone() })
     }
 
-    /// Maps one more file.
-    fn add(&mut self, path: &Path) -> Result<()> {
-        let map = files::map(path)?;
-        let damaged = |problem: String| Error::damaged(path, problem);
-        let declared = map.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes));
-        let declared = declared.ok_or_else(|| damaged("shorter than a safetensors header".into()))?;
-        if declared > MAX_HEADER {
-            return Err(damaged(format!("a header of {declared} bytes; at most {MAX_HEADER} are accepted")));
+    /// The files of the weights in a model folder: `model.safetensors`, or the index and its shards.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], as far as the files' names go.
+    pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+        let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
+        if single.exists() || !index.exists() {
+            return refuse_pickled(folder).map(|()| vec![single]);
         }
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| damaged(error.to_string()))?;
-        let data = header + 8;
-        for (name, info) in metadata.tensors() {
-            if name.ends_with(ROTARY_BUFFER) {
-                continue;
-            }
-            if !matches!(info.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
-                return Err(damaged(format!("tensor '{name}' is {:?}; expected F32, BF16 or F16", info.dtype)));
-            }
-            let bytes = data + info.data_offsets.0..data + info.data_offsets.1;
-            let entry = Entry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), bytes };
-            if let Some(other) = self.tensors.insert(name.clone(), entry) {
-                let other = self.files[other.file].0.display();
-                return Err(damaged(format!("tensor '{name}' is also in '{other}'")));
-            }
-        }
-        self.files.push((path.to_path_buf(), map));
-        Ok(())
+        let shards = Index::read(folder, &index)?.shards().to_vec();
+        Ok([vec![index], shards].concat())
     }
 
-    /// The hash of the file's content; of the shards' hashes, in the order of their names, when there are several.
+    /// The hash of the file's content; of the shards' hashes, in the order of their names, when there are several. An
+    /// adapter's is not in it.
     pub fn content_hash(&self) -> Result<String> {
-        match self.files.as_slice() {
-            [(path, _)] if *path == self.path => files::hash_file(path),
+        match self.stored.files.as_slice() {
+            [(path, _)] if path.file_name().is_some_and(|name| name == WEIGHTS) => files::hash_file(path),
             shards => {
                 let hashes = shards.iter().map(|(path, _)| files::hash_file(path)).collect::<Result<Vec<_>>>()?;
                 Ok(files::hash(hashes.concat().as_bytes()))
@@ -122,25 +110,54 @@ impl Checkpoint {
         }
     }
 
-    /// The file, or the index of the shards.
+    /// The file, the index of the shards, or the folder of the adapter.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Names and shapes, sorted.
     pub fn layout(&self) -> Layout {
-        Layout::from_shapes(self.tensors.iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect())
+        let tensors = self.stored.tensors.iter();
+        Layout::from_shapes(tensors.map(|(name, entry)| (name.clone(), entry.shape.clone())).collect())
     }
 
-    /// The values of one tensor, as they lie in the file.
-    pub fn tensor(&self, name: &str) -> Option<Floats<'_>> {
-        let entry = self.tensors.get(name)?;
-        let bytes = &self.files[entry.file].1[entry.bytes.clone()];
+    /// The one type of number that all tensors have; none when there are several.
+    pub fn dtype(&self) -> Option<FloatType> {
+        let mut types = self.stored.tensors.values().map(|entry| FloatType::of(entry.dtype));
+        let first = types.next()?;
+        if types.all(|other| other == first) { first } else { None }
+    }
+
+    /// The shape of one tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.stored.tensors.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// The values of one tensor as they lie in the file: without its [update](Checkpoint::update).
+    pub fn stored(&self, name: &str) -> Option<Floats<'_>> {
+        let entry = self.stored.tensors.get(name)?;
+        let bytes = &self.stored.files[entry.file].1[entry.bytes.clone()];
         Some(match entry.dtype {
             Dtype::BF16 => Floats::BF16(bytes),
             Dtype::F16 => Floats::F16(bytes),
             _ => Floats::F32(bytes),
         })
+    }
+
+    /// What is added to some tensors, when the model is an adapter's.
+    pub fn update(&self) -> Option<&LowRankUpdate> {
+        self.update.as_deref()
+    }
+
+    /// The values of one tensor as f32, with its update.
+    pub fn values(&self, name: &str) -> Option<Vec<f32>> {
+        let stored = self.stored(name)?;
+        let mut values = vec![0f32; stored.len()];
+        weighted_sum(&mut values, &[(1.0, stored)]);
+        if let Some(factors) = self.update().and_then(|update| update.factors(name)) {
+            add_low_rank(&mut values, &[(1.0, factors)]);
+        }
+        Some(values)
     }
 
     /// All values as f32, in the order of `layout`.
@@ -149,12 +166,13 @@ impl Checkpoint {
     /// [`Error::Mismatch`] when names or shapes differ from the layout's.
     pub fn read(&self, layout: &Layout) -> Result<Vec<f32>> {
         self.check(layout)?;
-        let mut values = vec![0f32; layout.len()];
-        for parameter in layout.parameters() {
-            let source = self.tensor(&parameter.name).map(|source| (1.0, source));
-            weighted_sum(&mut values[parameter.range()], source.as_slice());
-        }
-        Ok(values)
+        Ok(layout.parameters().iter().filter_map(|parameter| self.values(&parameter.name)).flatten().collect())
+    }
+
+    /// The first tensor with a value that is NaN or infinite.
+    pub fn not_finite(&self) -> Option<&str> {
+        let is_finite = |name: &String| self.values(name).is_some_and(|values| values.iter().all(|v| v.is_finite()));
+        self.stored.tensors.keys().find(|name| !is_finite(name)).map(String::as_str)
     }
 
     /// Refuses a checkpoint whose tensors are not those of `layout`.
@@ -177,45 +195,38 @@ impl Checkpoint {
     }
 }
 
-/// A file of pickled weights in a folder.
-fn pickled(folder: &Path) -> Option<PathBuf> {
+impl Stored {
+    /// Maps one more file.
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let map = files::map(path)?;
+        let damaged = |problem: String| Error::damaged(path, problem);
+        for Declared { name, dtype, shape, bytes } in read_header(path, &map)? {
+            if name.ends_with(ROTARY_BUFFER) {
+                continue;
+            }
+            if FloatType::of(dtype).is_none() {
+                return Err(damaged(format!("tensor '{name}' is {dtype:?}; expected F32, BF16 or F16")));
+            }
+            let entry = Entry { file: self.files.len(), dtype, shape, bytes };
+            if let Some(other) = self.tensors.insert(name.clone(), entry) {
+                let other = self.files[other.file].0.display();
+                return Err(damaged(format!("tensor '{name}' is also in '{other}'")));
+            }
+        }
+        self.files.push((path.to_path_buf(), map));
+        Ok(())
+    }
+}
+
+/// Refuses a folder that holds pickled weights and no others.
+fn refuse_pickled(folder: &Path) -> Result<()> {
     let is_pickled = |path: &PathBuf| {
         let ending = path.extension().and_then(|ending| ending.to_str());
         matches!(ending, Some("bin" | "pt" | "pth" | "ckpt"))
     };
-    files::list(folder).ok()?.into_iter().find(is_pickled)
-}
-
-/// Writes `config.json` and `model.safetensors` (f32, sorted by name) into `folder`, flushed to the disk.
-///
-/// The bytes depend on the arguments alone. `values` lie in the order of `layout`.
-pub fn write_checkpoint(folder: &Path, config: &ModelConfig, layout: &Layout, values: &[f32]) -> Result<()> {
-    files::write_durably(&folder.join(CONFIG), &files::to_json(&transformers_config(config))?)?;
-    write_tensors(&folder.join(WEIGHTS), layout, values)
-}
-
-/// Writes one safetensors file (f32, sorted by name), flushed to the disk; `values` lie in the order of `layout`.
-///
-/// The safetensors crate's own writer is not used: it makes files that only their owner may read, does not flush them,
-/// and orders its metadata at random.
-pub fn write_tensors(path: &Path, layout: &Layout, values: &[f32]) -> Result<()> {
-    let mut header = serde_json::Map::new();
-    header.insert("__metadata__".into(), json!({"format": "pt"})); // `transformers` insists on it
-    for parameter in layout.parameters() {
-        let range = parameter.range();
-        let entry = json!({"dtype": "F32", "shape": parameter.shape, "data_offsets": [range.start * 4, range.end * 4]});
-        header.insert(parameter.name.clone(), entry);
+    let pickled = files::list(folder).unwrap_or_default().into_iter().find(is_pickled);
+    match pickled.filter(|_| !folder.join(WEIGHTS).exists()) {
+        Some(path) => Err(Error::input(path.display(), PICKLED)),
+        None => Ok(()),
     }
-    let mut header = Value::Object(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let mut file = files::Writer::create(path)?;
-    file.write(&(header.len() as u64).to_le_bytes())?;
-    file.write(&header)?;
-    let mut bytes = Vec::with_capacity(1 << 18);
-    for block in values.chunks(1 << 16) {
-        bytes.clear();
-        bytes.extend(block.iter().flat_map(|value| value.to_le_bytes()));
-        file.write(&bytes)?;
-    }
-    file.close()
 }

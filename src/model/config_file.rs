@@ -1,7 +1,7 @@
 //! Config file: `config.json` of a Hugging Face folder, read with each family's defaults and written for `transformers`.
 
-use super::ModelConfig;
 use super::family::Family;
+use super::{FloatType, ModelConfig};
 use crate::error::{Error, Result};
 use crate::files;
 use serde_json::{Map, Value, json};
@@ -114,7 +114,7 @@ fn complete(fields: &mut Map<String, Value>, family: Family) {
 }
 
 /// The `config.json` from which `transformers` builds the same model.
-pub(super) fn transformers_config(config: &ModelConfig) -> Value {
+pub(super) fn transformers_config(config: &ModelConfig, dtype: FloatType) -> Value {
     let (model_type, class) = config.model_type.names();
     let mut value = json!({
         "architectures": [class],
@@ -122,7 +122,7 @@ pub(super) fn transformers_config(config: &ModelConfig) -> Value {
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "rope_scaling": null,
-        "torch_dtype": "float32",
+        "torch_dtype": dtype.name(),
         "use_cache": true,
     });
     // What the family has and the config does not say because it is the usual case; token ids are the tokenizer's matter.

@@ -15,13 +15,33 @@ use std::path::PathBuf;
 pub struct Partition {
     /// Its name.
     pub name: String,
-    /// Hash of its token file.
-    pub tokens: String,
+    /// Hash of its token file; none when its experts were adopted without their text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<String>,
     /// First document of each unit, and the one after its last.
     pub units: Vec<(usize, usize)>,
+    /// Objects of the experts that were trained elsewhere, by unit.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub adopted: BTreeMap<usize, String>,
     /// How it was filtered from another partition; none when it was registered from files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filtered: Option<Provenance>,
+}
+
+impl Partition {
+    /// Hash of its token file.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when its experts were adopted without their text.
+    pub fn text(&self) -> Result<&str> {
+        let (name, units) = (&self.name, self.units.len());
+        let units = if units == 1 { String::new() } else { format!(" --units {units}") };
+        self.tokens.as_deref().ok_or_else(|| {
+            Error::Usage(format!(
+                "'{name}' was adopted without its text, which this needs; give it with 'mixpool register {name} FILE...{units}'"
+            ))
+        })
+    }
 }
 
 /// How a partition was filtered from another.
@@ -77,14 +97,20 @@ impl Pool {
             return Err(Error::input(format!("partition '{name}'"), "no token to train on; every document is empty"));
         }
         let tokens = staged.open()?;
-        let units = tokens.split(units)?.into_iter().map(|unit| (unit.start, unit.end)).collect();
-        let partition =
-            Partition { name: name.to_owned(), tokens: staged.manifest().hash.clone(), units, filtered: None };
+        let units: Vec<_> = tokens.split(units)?.into_iter().map(|unit| (unit.start, unit.end)).collect();
+        let hash = Some(staged.manifest().hash.clone());
+        // Text for experts that were adopted without it, or the same text again for some that were adopted with it.
+        let before = self.bound("partitions", name)?;
+        let takes = |p: &Partition| p.units.len() == units.len() && p.tokens.is_none() || p.tokens == hash;
+        let before = before.filter(takes);
+        let adopted = before.as_ref().map_or_else(BTreeMap::new, |partition| partition.adopted.clone());
+        let partition = Partition { name: name.to_owned(), tokens: hash, units, adopted, filtered: None };
         self.refuse_small_units(&partition, &tokens)?;
         for eval in self.eval_names()? {
             refuse_overlap(&tokens, &self.tokens(&self.eval_binding(&eval)?.tokens)?, name, &eval)?;
         }
-        let outcome = self.bind("partitions", name, &partition, staged)?;
+        let before = before.filter(|partition| partition.tokens.is_none());
+        let outcome = self.bind("partitions", name, &partition, before.as_ref(), Some(staged))?;
         Ok((partition, outcome))
     }
 
@@ -102,9 +128,11 @@ impl Pool {
         let staged = StagedTokens::select(&self.root.join("tokens"), &self.tokens(&filtered.tokens)?, documents)?;
         let (tokens, hash) = (staged.open()?, staged.manifest().hash.clone());
         let units = vec![(0, documents.len())];
-        let partition = Partition { name: name.to_owned(), tokens: hash, units, filtered: Some(filtered) };
+        let (tokens_of, adopted) = (Some(hash), BTreeMap::new());
+        let partition =
+            Partition { name: name.to_owned(), tokens: tokens_of, units, adopted, filtered: Some(filtered) };
         self.refuse_small_units(&partition, &tokens)?;
-        let outcome = self.bind("partitions", name, &partition, staged)?;
+        let outcome = self.bind("partitions", name, &partition, None, Some(staged))?;
         Ok((partition, outcome))
     }
 
@@ -127,12 +155,14 @@ impl Pool {
         let held_out = staged.open()?;
         let binding = EvalBinding { name: name.to_owned(), tokens: staged.manifest().hash.clone() };
         for partition in self.partitions()?.values() {
-            refuse_overlap(&self.tokens(&partition.tokens)?, &held_out, &partition.name, name)?;
+            if let Some(tokens) = &partition.tokens {
+                refuse_overlap(&self.tokens(tokens)?, &held_out, &partition.name, name)?;
+            }
         }
         if let Some(seed) = &self.settings.seed {
             refuse_overlap(&self.tokens(&seed.tokens)?, &held_out, "seed", name)?;
         }
-        let outcome = self.bind("evals", name, &binding, staged)?;
+        let outcome = self.bind("evals", name, &binding, None, Some(staged))?;
         Ok((binding, outcome))
     }
 
@@ -153,17 +183,26 @@ impl Pool {
         }
     }
 
-    /// Publishes tokens and the binding that names them, unless the name stands for the same content already.
-    fn bind<T: Serialize + for<'de> Deserialize<'de> + PartialEq>(
+    /// What a name stands for so far.
+    pub(super) fn bound<T: for<'de> Deserialize<'de>>(&self, kind: &str, name: &str) -> Result<Option<T>> {
+        let path = self.root.join(kind).join(format!("{name}.json"));
+        if path.exists() { files::read_json(&path).map(Some) } else { Ok(None) }
+    }
+
+    /// Publishes tokens and the binding that names them, unless the name stands for the same content already. A name that
+    /// stands for other content than `replaced` is refused.
+    pub(super) fn bind<T: Serialize + for<'de> Deserialize<'de> + PartialEq>(
         &self,
         kind: &str,
         name: &str,
         value: &T,
-        tokens: StagedTokens,
+        replaced: Option<&T>,
+        tokens: Option<StagedTokens>,
     ) -> Result<Outcome> {
         let path = self.root.join(kind).join(format!("{name}.json"));
-        let bound = path.exists();
-        if bound && files::read_json::<T>(&path)? != *value {
+        let before: Option<T> = self.bound(kind, name)?;
+        let unchanged = before.as_ref() == Some(value);
+        if !unchanged && before.is_some() && before.as_ref() != replaced {
             return Err(Error::Usage(format!(
                 "'{name}' is already registered with other content; choose another name, or delete '{}' first",
                 path.display()
@@ -172,8 +211,8 @@ impl Pool {
         if files::is_planted("bind-before-object") {
             files::publish(&path, &files::to_sealed_json(value)?)?;
         }
-        tokens.publish()?; // also when the name is bound: a damaged folder is replaced
-        if bound {
+        tokens.map(StagedTokens::publish).transpose()?; // also when the name is bound: a damaged folder is replaced
+        if unchanged {
             return Ok(Outcome::Unchanged);
         }
         files::publish(&path, &files::to_sealed_json(value)?)?;

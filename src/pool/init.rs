@@ -1,10 +1,11 @@
 //! Init: a pool made from a recipe file, or opened when an equal one is there.
 
+use super::foreign::Foreign;
 use super::settings::{FORMAT, ModelChoice, SeedTraining};
 use super::{FOLDERS, POOL, Pool, RecipeFile, Settings, TOKENIZER};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::{Checkpoint, Layout, ModelConfig, read_config};
+use crate::model::{Layout, ModelConfig, read_config};
 use crate::progress::Observer;
 use crate::text::{ReadOptions, StagedTokens, TokenManifest, Tokenizer};
 use crate::train::TrainConfig;
@@ -20,7 +21,9 @@ impl Pool {
         let is_new = !root.exists();
         let pool = Self::create(root, &Plan::read(recipe)?, observer);
         if is_new && pool.is_err() {
-            let _ = std::fs::remove_dir(root.join("tokens")); // both only when empty
+            for folder in ["tokens", "objects"] {
+                let _ = std::fs::remove_dir(root.join(folder)); // only when empty, as all of these
+            }
             let _ = std::fs::remove_dir(root);
         }
         pool
@@ -30,8 +33,8 @@ impl Pool {
         let staged = plan.stage_tokens(&root.join("tokens"), observer)?;
         let settings = plan.settings(staged.as_ref().map(StagedTokens::manifest));
         let mut pool = Self { root: root.to_path_buf(), layout: Layout::of(&settings.model), settings };
-        let imported = plan.origin.as_deref().map(Checkpoint::open).transpose()?;
-        let recipe = imported.as_ref().map(|checkpoint| pool.import_recipe(checkpoint)).transpose()?;
+        let imported = plan.origin.as_deref().map(|origin| Foreign::copy(root, origin, None)).transpose()?;
+        let recipe = imported.as_ref().map(|imported| pool.import_recipe(imported));
         pool.settings.origin = recipe.map(|recipe| recipe.id()).transpose()?;
         if root.join(POOL).exists() {
             let existing = Self::open(root)?;
@@ -45,9 +48,7 @@ impl Pool {
         }
         staged.map(StagedTokens::publish).transpose()?;
         publish_unless_equal(&root.join(TOKENIZER), &plan.tokenizer_json)?;
-        if let Some(checkpoint) = &imported {
-            pool.import(checkpoint)?;
-        }
+        imported.map(|imported| pool.import(imported)).transpose()?;
         publish_unless_equal(&root.join(POOL), &files::to_sealed_json(&pool.settings)?)?; // last: from here on it is a pool
         Self::open(root)
     }

@@ -1,13 +1,13 @@
 //! Members: the models that go into a merge, by what their weights are and not by what they are called.
 
-use super::{Manifest, Pool};
+use super::{MANIFEST, Manifest, Partition, Pool, Start};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::mixture::Mixture;
-use crate::model::Checkpoint;
+use crate::model::{Checkpoint, LowRankUpdate};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How far experts may move from the seed model, as a relative update, for merges to be trusted: less is noise, and
 /// the average of experts that moved further is worse than any of them.
@@ -16,7 +16,7 @@ pub const MERGEABLE: RangeInclusive<f64> = 0.02..=0.15;
 /// A model as a member of a merge: the hash of its weights, its folder, its weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Member {
-    /// BLAKE3 of `model.safetensors`.
+    /// The hash of its weights that its manifest tells.
     pub weights: String,
     /// The object's folder.
     pub folder: PathBuf,
@@ -52,9 +52,10 @@ impl Experts {
     }
 }
 
-/// The parameters of members, mapped when they are first asked for; a map costs address space, not memory.
+/// The parameters of members, by folder, mapped when they are first asked for; a map costs address space, not memory. The
+/// adapters of one model share its maps.
 #[derive(Default)]
-pub struct Checkpoints(BTreeMap<String, Checkpoint>);
+pub struct Checkpoints(BTreeMap<PathBuf, Checkpoint>);
 
 impl Checkpoints {
     /// The weight and the parameters of each member, in order.
@@ -63,11 +64,44 @@ impl Checkpoints {
     /// [`Error::Damaged`] when parameters are missing or not whole.
     pub fn of(&mut self, members: &[Member]) -> Result<Vec<(f64, &Checkpoint)>> {
         for member in members {
-            if !self.0.contains_key(&member.weights) {
-                self.0.insert(member.weights.clone(), Pool::checkpoint(&member.folder)?);
-            }
+            self.open(&member.folder)?;
         }
-        Ok(members.iter().filter_map(|member| Some((member.weight, self.0.get(&member.weights)?))).collect())
+        Ok(members.iter().filter_map(|member| Some((member.weight, self.0.get(&member.folder)?))).collect())
+    }
+
+    pub(super) fn open(&mut self, folder: &Path) -> Result<Checkpoint> {
+        if let Some(open) = self.0.get(folder) {
+            return Ok(open.clone());
+        }
+        let checkpoint = if LowRankUpdate::is_in(folder) { self.adapted(folder)? } else { whole(folder)? };
+        self.0.insert(folder.to_path_buf(), checkpoint.clone());
+        Ok(checkpoint)
+    }
+
+    /// An adapter on top of its base.
+    fn adapted(&mut self, folder: &Path) -> Result<Checkpoint> {
+        let manifest: Manifest = files::read_json(&folder.join(MANIFEST))?;
+        let Start::Adapter { base, .. } = &manifest.recipe.start else {
+            return Err(Error::damaged(folder, "it is an adapter and does not say of what"));
+        };
+        let base = self.open(&folder.with_file_name(base))?;
+        base.with_adapter(folder, manifest.recipe.model.tie_word_embeddings).map_err(|error| in_the_pool(folder, error))
+    }
+}
+
+/// The weights of an object that is no adapter.
+fn whole(folder: &Path) -> Result<Checkpoint> {
+    Checkpoint::open(folder).map_err(|error| in_the_pool(folder, error))
+}
+
+/// What is wrong with the files of an object is damage, and training makes it again.
+fn in_the_pool(folder: &Path, error: Error) -> Error {
+    match error.missing_is_damage() {
+        Error::Damaged { path, problem } => {
+            let remedy = format!("delete '{}' and run 'mixpool train' again", folder.display());
+            Error::Damaged { path, problem: format!("{problem}; {remedy}") }
+        }
+        other => other,
     }
 }
 
@@ -76,12 +110,28 @@ impl Pool {
     pub fn experts(&self) -> Result<Experts> {
         let mut experts = Experts { units: BTreeMap::new() };
         for (name, partition) in self.partitions()? {
-            let expert = |unit| self.manifest(&self.expert_recipe(&partition, unit)?.id()?);
-            let manifests = (0..partition.units.len()).map(expert).collect::<Result<Vec<_>>>()?;
             let member = |manifest: Manifest| self.single(&manifest).remove(0);
-            experts.units.insert(name, manifests.into_iter().map(|manifest| manifest.map(member)).collect());
+            let units = self.unit_experts(&partition)?.into_iter().map(|manifest| manifest.map(member)).collect();
+            experts.units.insert(name, units);
         }
         Ok(experts)
+    }
+
+    /// The name of the object that is the expert of a unit: the one adopted for it, or the one that training makes.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the unit has neither text nor an adopted expert.
+    pub fn expert_id(&self, partition: &Partition, unit: usize) -> Result<String> {
+        match partition.adopted.get(&unit) {
+            Some(id) => Ok(id.clone()),
+            None => self.expert_recipe(partition, unit)?.id(),
+        }
+    }
+
+    /// The experts of a partition, by unit; none where one is not trained yet.
+    pub fn unit_experts(&self, partition: &Partition) -> Result<Vec<Option<Manifest>>> {
+        let expert = |unit| self.manifest(&self.expert_id(partition, unit)?);
+        (0..partition.units.len()).map(expert).collect()
     }
 
     /// The trained experts of some partitions that moved less or more than [`MERGEABLE`], each as its partition and its
@@ -89,10 +139,8 @@ impl Pool {
     pub fn unmergeable(&self, partitions: &[String]) -> Result<Vec<(String, f64)>> {
         let mut found = Vec::new();
         for name in partitions {
-            let partition = self.partition(name)?;
-            for unit in 0..partition.units.len() {
-                let manifest = self.manifest(&self.expert_recipe(&partition, unit)?.id()?)?;
-                let moved = manifest.and_then(|manifest| manifest.relative_update);
+            for expert in self.unit_experts(&self.partition(name)?)?.into_iter().flatten() {
+                let moved = expert.relative_update;
                 found.extend(moved.filter(|moved| !MERGEABLE.contains(moved)).map(|moved| (name.clone(), moved)));
             }
         }

@@ -14,8 +14,10 @@
 //!
 //! A name binds only to a complete object, and a score names its inputs by hash.
 
+mod adopt;
 mod binding;
 mod fitted;
+mod foreign;
 mod init;
 mod members;
 mod online;
@@ -130,13 +132,7 @@ impl Pool {
     /// # Errors
     /// [`Error::Damaged`] when they are missing or not whole.
     pub(crate) fn checkpoint(folder: &Path) -> Result<Checkpoint> {
-        Checkpoint::open(folder).map_err(Error::missing_is_damage).map_err(|error| match error {
-            Error::Damaged { path, problem } => {
-                let remedy = format!("delete '{}' and run 'mixpool train' again", folder.display());
-                Error::Damaged { path, problem: format!("{problem}; {remedy}") }
-            }
-            other => other,
-        })
+        Checkpoints::default().open(folder)
     }
 
     /// Tokenises documents; they are part of the pool once they are published.

@@ -121,7 +121,8 @@ impl Pool {
             let partition = self.partition(name)?;
             let (first, end) = (partition.units.first(), partition.units.last());
             let whole = (first.map_or(0, |unit| unit.0), end.map_or(0, |unit| unit.1));
-            let share = |documents| DataShare { tokens: partition.tokens.clone(), documents, weight: 0.0 };
+            let tokens = partition.text()?;
+            let share = |documents| DataShare { tokens: tokens.to_owned(), documents, weight: 0.0 };
             if by_unit && partition.units.len() > 1 {
                 let unit = |(index, unit): (usize, &(usize, usize))| Domain {
                     name: format!("{name}/{}", index + 1),
@@ -150,7 +151,7 @@ impl Pool {
     pub fn target(&self, name: &str, documents: Option<usize>) -> Result<Target> {
         let partitions = self.partitions()?;
         let (tokens, of_eval) = match partitions.get(name) {
-            Some(partition) => (partition.tokens.clone(), false),
+            Some(partition) => (partition.text()?.to_owned(), false),
             None => (self.eval_binding(name)?.tokens, true),
         };
         let n_docs = self.tokens(&tokens)?.documents().len();

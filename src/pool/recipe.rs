@@ -18,6 +18,13 @@ pub enum Start {
     Object(String),
     /// Not trained here: the weights with this hash were imported.
     Imported(String),
+    /// Not trained here: an adapter on top of an object.
+    Adapter {
+        /// Name of the object.
+        base: String,
+        /// Hash of the adapter's files.
+        weights: String,
+    },
 }
 
 /// Some documents of a token file and their share of the training sequences.
@@ -82,7 +89,7 @@ impl Recipe {
 pub struct Manifest {
     /// The recipe's hash: the object's name.
     pub id: String,
-    /// BLAKE3 of `model.safetensors`; scores name models by it.
+    /// BLAKE3 of `model.safetensors` (of several hashes for shards and for adapters); scores name models by it.
     pub weights: String,
     /// How the model was made.
     pub recipe: Recipe,

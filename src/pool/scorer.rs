@@ -109,6 +109,16 @@ impl Scorer<'_> {
         self.evals.iter().map(of).collect()
     }
 
+    /// What is stored of the average of these members, by eval set; computes nothing.
+    pub fn stored_of(&self, members: &[Member]) -> Vec<Scored> {
+        let key = score_key(members);
+        let scored = |eval: &EvalHandle| {
+            let record = eval.log.get(&key)?.clone();
+            Some(Scored { eval_set: eval.name.clone(), record, cached: true })
+        };
+        self.evals.iter().filter_map(scored).collect()
+    }
+
     /// Whether every score of these members is stored.
     pub fn is_cached(&self, members: &[Member]) -> bool {
         self.is_stored(&score_key(members))

@@ -5,7 +5,7 @@ use super::{DataShare, MANIFEST, Manifest, OnlineCost, Partition, Pool, Recipe, 
 use crate::error::{Error, Result};
 use crate::files::{self, Staging};
 use crate::mixture::Mixture;
-use crate::model::{Checkpoint, write_checkpoint};
+use crate::model::write_checkpoint;
 use crate::progress::Observer;
 use crate::text::{Batches, Share, TokenFile};
 use crate::train::{CurvePoint, State, TrainConfig, Trainer};
@@ -34,29 +34,10 @@ impl Pool {
         Ok(imported.ok_or_else(missing)?.recipe)
     }
 
-    /// The recipe of a model from elsewhere.
-    pub(super) fn import_recipe(&self, checkpoint: &Checkpoint) -> Result<Recipe> {
-        let weights = checkpoint.content_hash()?;
-        Ok(self.recipe(Start::Imported(weights), Vec::new(), TrainConfig::new(0, 1, 1, 0.0)))
-    }
-
-    /// Brings a model from elsewhere into the pool.
-    ///
-    /// # Errors
-    /// [`Error::Mismatch`] when its tensors are not those its `config.json` calls for.
-    pub(super) fn import(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let recipe = self.import_recipe(checkpoint)?;
-        let id = recipe.id()?;
-        if self.manifest(&id)?.is_none() {
-            let state = State::fresh(checkpoint.read(&self.layout)?);
-            self.publish(&id, &recipe, &state, None, 0.0)?;
-        }
-        Ok(())
-    }
-
     /// The recipe of the expert of one unit.
     pub fn expert_recipe(&self, partition: &Partition, unit: usize) -> Result<Recipe> {
-        let data = vec![DataShare { tokens: partition.tokens.clone(), documents: partition.units[unit], weight: 1.0 }];
+        let tokens = partition.text()?.to_owned();
+        let data = vec![DataShare { tokens, documents: partition.units[unit], weight: 1.0 }];
         let steps = self.unit_steps(&data[0])?;
         let train = TrainConfig { steps, ..self.settings.expert.clone() };
         Ok(self.recipe(Start::Object(self.seed_recipe()?.id()?), data, train))
@@ -71,7 +52,8 @@ impl Pool {
         let mut steps = 0;
         for (name, unit, weight) in mixture.members() {
             let partition = self.partition(name)?;
-            let share = DataShare { tokens: partition.tokens, documents: partition.units[unit], weight };
+            let tokens = partition.text()?.to_owned();
+            let share = DataShare { tokens, documents: partition.units[unit], weight };
             steps += self.unit_steps(&share)?;
             data.push(share);
         }
@@ -152,7 +134,7 @@ impl Pool {
     /// The parameters training starts from; none for a start from scratch.
     fn origin(&self, recipe: &Recipe) -> Result<Option<Vec<f32>>> {
         match &recipe.start {
-            Start::Scratch | Start::Imported(_) => Ok(None),
+            Start::Scratch | Start::Imported(_) | Start::Adapter { .. } => Ok(None),
             Start::Object(id) => Self::checkpoint(&self.object_folder(id))?.read(&self.layout).map(Some),
         }
     }

@@ -57,12 +57,12 @@ impl Pool {
         }
         for path in self.stored("partitions", "json")? {
             found.note(
-                self.verify_binding(&path, |partition: &Partition| (&partition.name, &partition.tokens)),
+                self.verify_binding(&path, |partition: &Partition| (&partition.name, partition.tokens.as_ref())),
                 || self.binding_repair(&path),
             )?;
         }
         for path in self.stored("evals", "json")? {
-            found.note(self.verify_binding(&path, |eval: &EvalBinding| (&eval.name, &eval.tokens)), || {
+            found.note(self.verify_binding(&path, |eval: &EvalBinding| (&eval.name, Some(&eval.tokens))), || {
                 self.binding_repair(&path)
             })?;
         }
@@ -119,17 +119,17 @@ impl Pool {
     fn verify_binding<T: serde::de::DeserializeOwned>(
         &self,
         path: &Path,
-        parts: impl Fn(&T) -> (&String, &String),
+        parts: impl Fn(&T) -> (&String, Option<&String>),
     ) -> Result<()> {
         let binding: T = files::read_json(path)?;
         let (name, tokens) = parts(&binding);
         if *name != stem(path) {
             return Err(Error::damaged(path, format!("it says it is '{name}'")));
         }
-        if !self.root.join("tokens").join(tokens).is_dir() {
-            return Err(Error::damaged(path, format!("its tokens '{tokens}' are missing")));
+        match tokens.filter(|tokens| !self.root.join("tokens").join(tokens).is_dir()) {
+            Some(tokens) => Err(Error::damaged(path, format!("its tokens '{tokens}' are missing"))),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// An object's manifest is about it, and its files are those the manifest tells of.
@@ -147,7 +147,8 @@ impl Pool {
             return Ok(());
         }
         let expected = manifest.files.iter().map(|(name, hash)| (folder.join(name), hash));
-        for (path, hash) in expected.chain([(weights, &manifest.weights)]) {
+        let single = weights.exists().then_some((weights, &manifest.weights)); // else shards or an adapter, among the files
+        for (path, hash) in expected.chain(single) {
             if files::hash_file(&path).map_err(Error::missing_is_damage)? != *hash {
                 let remedy = format!("delete '{}' and run 'mixpool train' again", folder.display());
                 return Err(Error::damaged(path, format!("its bytes do not match its manifest; {remedy}")));
@@ -167,7 +168,7 @@ impl Pool {
     fn bindings(&self) -> Vec<(&'static str, String, String, String)> {
         let mut found = Vec::new();
         for path in self.stored("partitions", "json").unwrap_or_default() {
-            if let Ok(Partition { name, tokens, units, filtered }) = files::read_json(&path) {
+            if let Ok(Partition { name, tokens: Some(tokens), units, filtered, .. }) = files::read_json(&path) {
                 let (command, options) = match filtered {
                     None if units.len() == 1 => ("register", String::new()),
                     None => ("register", format!(" --units {}", units.len())),
@@ -226,13 +227,16 @@ impl Pool {
         }
         let is_seed = || self.seed_recipe()?.id().map(|seed| seed == id);
         let is_expert_of = |partition: &Partition| {
-            let mut recipes = (0..partition.units.len()).map(|unit| self.expert_recipe(partition, unit)?.id());
-            recipes.any(|recipe| recipe.is_ok_and(|recipe| recipe == id))
+            let mut experts = (0..partition.units.len()).map(|unit| self.expert_id(partition, unit));
+            experts.any(|expert| expert.is_ok_and(|expert| expert == id))
         };
-        let owner = || self.partitions().ok()?.into_values().find(is_expert_of).map(|partition| partition.name);
-        let name = if is_seed().unwrap_or(false) { Some("seed".to_owned()) } else { owner() };
-        match name {
-            Some(name) => format!("{} && {}", remove(folder), self.program(&format!("train {name}"))),
+        let again = |partition: Partition| match partition.adopted.len() {
+            0 => format!("train {}", partition.name),
+            models => format!("adopt {} {}", partition.name, vec!["FOLDER"; models].join(" ")),
+        };
+        let owner = || self.partitions().ok()?.into_values().find(is_expert_of).map(again);
+        match if is_seed().unwrap_or(false) { Some("train seed".to_owned()) } else { owner() } {
+            Some(command) => format!("{} && {}", remove(folder), self.program(&command)),
             None => remove(folder), // trained on a mixture: made again when it is asked for
         }
     }

@@ -4,7 +4,7 @@ use super::super::{Cost, Question};
 use crate::error::Result;
 use crate::eval::Evaluator;
 use crate::files;
-use crate::kernels::{Floats, Projection};
+use crate::kernels::Projection;
 use crate::mixture::{Mixture, Notation};
 use crate::model::{Layout, Parameter};
 use crate::pool::{Partition, Pool, Recipe};
@@ -180,8 +180,8 @@ impl Features {
         let partitions = pool.partitions()?;
         let all =
             partitions.values().flat_map(|partition| (0..partition.units.len()).map(move |unit| (partition, unit)));
-        let keyed = |(partition, unit)| (partition, unit, key(pool, meta, partition, unit, projection, samples));
-        let all: Vec<_> = all.map(keyed).collect();
+        let keyed = |(partition, unit)| Ok((partition, unit, key(pool, meta, partition, unit, projection, samples)?));
+        let all = all.map(keyed).collect::<Result<Vec<_>>>()?;
         let missing = all.iter().filter(|(_, _, key)| !pool.is_fitted(key)).count() as u64;
         if missing > 0 {
             observer.begin("collect gradients", missing, "units");
@@ -213,14 +213,24 @@ pub(super) fn sequences(pool: &Pool, partition: &Partition, unit: usize, samples
 }
 
 /// All that the features of a unit depend on.
-fn key(pool: &Pool, meta: &Meta, partition: &Partition, unit: usize, projection: Projection, samples: usize) -> String {
+fn key(
+    pool: &Pool,
+    meta: &Meta,
+    partition: &Partition,
+    unit: usize,
+    projection: Projection,
+    samples: usize,
+) -> Result<String> {
     let ((first, end), settings) = (partition.units[unit], pool.settings());
     let (train, prefix) = (&settings.expert, settings.prefix_token);
-    format!(
+    Ok(format!(
         "gradex features version {VERSION} model {} tokens {} documents {first}..{end} sequences {samples} of {} seed {} \
          prefix {prefix} projection {projection:?}",
-        meta.id, partition.tokens, train.sequence_length, train.seed,
-    )
+        meta.id,
+        partition.text()?,
+        train.sequence_length,
+        train.seed,
+    ))
 }
 
 /// Features as they are stored: a matrix, a row a sequence.
@@ -255,7 +265,7 @@ fn measure(pool: &Pool, meta: &Meta, batch: &Batch, projection: Projection, key:
 /// probability 0.7, and a feature of y = 0 has its sign flipped.
 fn read(pool: &Pool, key: &str, columns: usize) -> Result<Vec<Sample>> {
     let stored = pool.stored_tensors(key)?;
-    let rows = stored.tensor(FEATURES).map_or(0, |values: Floats<'_>| values.len()) / columns;
+    let rows = stored.shape(FEATURES).map_or(0, |shape| shape[0]);
     let values = stored.read(&layout(rows, columns))?;
     let mut stream = Stream::new(0, &format!("gradex labels {}", files::hash(key.as_bytes())));
     let sample = |row: &[f32]| {

@@ -70,7 +70,7 @@ pub(super) fn fit<'a>(question: &Question<'a>, options: &Options) -> Result<Box<
                 input: input.to_vec(),
                 targets: targets.to_vec(),
             };
-            let (tokens, (first, end)) = (&partition.tokens, partition.units[unit]);
+            let (tokens, (first, end)) = (partition.text()?, partition.units[unit]);
             let prefix = recipe.prefix_token;
             texts.push(Text {
                 key: format!("{n} sequences of {length} seed {seed} prefix {prefix} of {tokens} {first}..{end}"),
@@ -130,8 +130,9 @@ pub(super) fn documents(
 ) -> Result<(Vec<Option<Vec<f64>>>, Cost)> {
     let pool = question.pool;
     let settings = pool.settings();
-    let hash = pool.partition(partition)?.tokens;
-    let tokens = pool.tokens(&hash)?;
+    let partition = pool.partition(partition)?;
+    let hash = partition.text()?;
+    let tokens = pool.tokens(hash)?;
     let n_documents = tokens.documents().len();
     let cut = |document| rolling_windows(document, &tokens.document(document), settings.prefix_token, settings.window);
     let windows: Vec<Window> = (0..n_documents).flat_map(cut).collect();

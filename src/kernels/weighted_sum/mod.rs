@@ -38,6 +38,16 @@ impl Floats<'_> {
         self.len() == 0
     }
 
+    /// Whether these are the very values of `other`, not equal ones elsewhere.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::F32(a), Self::F32(b)) | (Self::BF16(a), Self::BF16(b)) | (Self::F16(a), Self::F16(b)) => {
+                std::ptr::eq(*a, *b)
+            }
+            _ => false,
+        }
+    }
+
     fn slice(&self, start: usize, length: usize) -> Self {
         match self {
             Self::F32(bytes) => Self::F32(&bytes[start * 4..(start + length) * 4]),
