@@ -17,9 +17,9 @@ const CARD: &str = "README.md";
 
 /// Make models trained elsewhere the experts of a partition
 ///
-/// Each FOLDER is a Hugging Face model folder or a `LoRA` adapter in PEFT's format (adapter_config.json and
-/// adapter_model.safetensors), one per unit. Tensors, config and tokenizer must be those of the seed model; every difference is
-/// listed before anything is kept. Adapters stay low-rank on disk and are merged from their factors.
+/// Each FOLDER is a Hugging Face model folder or a low-rank adapter in PEFT's format, one per unit. Tensors, config and
+/// tokenizer must be those of the seed model; every difference is listed before anything is kept. Adapters stay low-rank on
+/// disk and are merged from their factors.
 ///
 /// With a registered partition, the models become its experts. Otherwise NAME is new and has no text: it can be merged and
 /// scored, not trained on, until `register` gives it some.

@@ -46,23 +46,18 @@ impl Pool {
         let mut adopted = BTreeMap::new();
         for (unit, model) in models.into_iter().enumerate() {
             note_type(&model, &base, observer);
-            let start = match model.is_adapter {
-                true => Start::Adapter { base: base_id.clone(), weights: model.hash.clone() },
-                false => Start::Imported(model.hash.clone()),
-            };
-            let weights = match model.is_adapter {
-                true => files::hash(format!("low-rank update {} of {}", model.hash, seed.weights).as_bytes()),
-                false => model.hash.clone(),
+            let hash = model.hash.clone();
+            let (start, weights) = if model.is_adapter {
+                let weights = files::hash(format!("low-rank update {hash} of {}", seed.weights).as_bytes());
+                (Start::Adapter { base: base_id.clone(), weights: hash }, weights)
+            } else {
+                (Start::Imported(hash.clone()), hash)
             };
             adopted.insert(unit, self.publish_foreign(model, &self.untrained(start), weights, Some(&base))?.id);
         }
-        let partition = match &before {
-            Some(before) => Partition { adopted, ..before.clone() },
-            None => {
-                let units = vec![(0, 0); folders.len()];
-                Partition { name: name.to_owned(), tokens: None, units, adopted, filtered: None }
-            }
-        };
+        let units = vec![(0, 0); folders.len()];
+        let new = Partition { name: name.to_owned(), tokens: None, units, adopted: BTreeMap::new(), filtered: None };
+        let partition = Partition { adopted, ..before.clone().unwrap_or(new) };
         let outcome = self.bind("partitions", name, &partition, before.as_ref(), None)?;
         Ok((partition, outcome))
     }

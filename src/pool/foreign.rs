@@ -40,10 +40,8 @@ impl Foreign {
             return Err(Error::input(source.display(), problem));
         }
         let is_adapter = LowRankUpdate::is_in(source);
-        let weights = match is_adapter {
-            true => ADAPTER_FILES.map(|name| source.join(name)).to_vec(),
-            false => Checkpoint::files(source)?,
-        };
+        let weights =
+            if is_adapter { ADAPTER_FILES.map(|name| source.join(name)).to_vec() } else { Checkpoint::files(source)? };
         let staging = Staging::new(&root.join("objects").join("foreign"))?;
         let mut hashes = Vec::new();
         for path in &weights {
@@ -61,10 +59,7 @@ impl Foreign {
                 return Err(Error::input(source.display(), problem));
             }
         };
-        let hash = match is_adapter {
-            true => files::hash(hashes.concat().as_bytes()),
-            false => checkpoint.content_hash()?,
-        };
+        let hash = if is_adapter { files::hash(hashes.concat().as_bytes()) } else { checkpoint.content_hash()? };
         if let Some(tensor) = checkpoint.not_finite() {
             let place = weights[0].display();
             return Err(Error::input(
