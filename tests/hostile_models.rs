@@ -45,7 +45,6 @@ fn damaged_safetensors_files_are_refused_or_read() {
         std::fs::write(&path, &changed).unwrap();
         outcomes.add(&format!("mutation {mutation}"), changed.len(), || read(&path, &layout));
     }
-    println!("{outcomes:?}");
     assert!(outcomes.refused > MUTATIONS / 2, "{outcomes:?}");
 }
 
@@ -102,7 +101,6 @@ fn damaged_configs_are_refused_or_describe_a_model_that_can_be_laid_out() {
             read_config(folder.path()).map(|config| Layout::of(&config).len())
         });
     }
-    println!("{outcomes:?}");
     assert!(outcomes.refused > MUTATIONS / 8 && outcomes.read > 0, "{outcomes:?}");
 }
 
@@ -124,7 +122,6 @@ fn damaged_indexes_are_refused_or_read() {
         std::fs::write(&path, &changed).unwrap();
         outcomes.add(&format!("mutation {mutation}"), changed.len(), || Checkpoint::open(folder.path())?.read(&layout));
     }
-    println!("{outcomes:?}");
     assert!(outcomes.refused > MUTATIONS / 2 && outcomes.read > 0, "{outcomes:?}");
 }
 
@@ -154,7 +151,6 @@ fn damaged_adapters_are_refused_or_read() {
             Ok(())
         });
     }
-    println!("{outcomes:?}");
     assert!(outcomes.refused > MUTATIONS / 4 && outcomes.read > 0, "{outcomes:?}");
 }
 
@@ -178,7 +174,6 @@ fn damaged_tokenizers_are_refused_or_encode() {
             Tokenizer::load(&path)?.encode("the quick fox, 12 times\u{1f98a}", "text")
         });
     }
-    println!("{outcomes:?}");
     assert!(outcomes.refused > MUTATIONS / 8 && outcomes.read > 0, "{outcomes:?}");
 }
 

@@ -130,6 +130,23 @@ def rolling_nll(model, document, window, prefix):
     return total
 
 
+def write_word_tokenizer(folder, vocab):
+    """A tokenizer of the words `<s>` (id 0), w1, w2, ..."""
+    vocabulary = {"<s>": 0} | {f"w{i}": i for i in range(1, vocab)}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<s>"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 def write_golden(name, packages, content):
     """Write tests/golden/NAME.json, with the versions of Python and of the `packages` that made it."""
     versions = {"python": platform.python_version()} | {package: version(package) for package in packages}

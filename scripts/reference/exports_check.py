@@ -19,8 +19,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common import rolling_nll, tiny_model, values
-from families_check import write_tokenizer
+from common import VOCAB, rolling_nll, tiny_model, values, write_word_tokenizer
 
 WINDOW = 16
 RECIPE = f"""from: seed
@@ -39,7 +38,7 @@ def moved(name):
     return made
 
 
-def loss(folder, documents, dtype=None):
+def loss(folder, documents):
     model, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(loading.values()), loading
     nll = sum(rolling_nll(model.eval(), document, WINDOW, 0) for document in documents)
@@ -58,7 +57,7 @@ with tempfile.TemporaryDirectory() as scratch:
         return done.stdout
 
     tiny_model(tied=True, float64=False).save_pretrained(scratch / "seed")
-    write_tokenizer(scratch / "seed")
+    write_word_tokenizer(scratch / "seed", VOCAB)
     for name in ("one", "two"):
         moved(name).save_pretrained(scratch / name)
     wrapped = get_peft_model(
@@ -91,7 +90,7 @@ with tempfile.TemporaryDirectory() as scratch:
         mixpool("export", "mergekit", mixture, "--out", scratch / f"merge-{number}.yaml")
         merged = scratch / f"mergekit-{number}"
         command = Path(sys.executable).with_name("mergekit-yaml")
-        done = subprocess.run([command, scratch / f"merge-{number}.yaml", merged], capture_output=True, text=True)
+        done = subprocess.run([command, scratch / f"merge-{number}.yaml", merged, "--lora-merge-cache", scratch / "cache"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         ours = load_file(scratch / f"out-{number}-f32" / "model.safetensors")
         theirs = {}

@@ -8,7 +8,6 @@ byte and so are the logits.
 """
 
 import argparse
-import json
 import subprocess
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from common import tokens
+from common import tokens, write_word_tokenizer
 from families import FAMILIES, SIZES, VOCAB, weight
 
 RECIPE = """from: {folder}
@@ -36,22 +35,6 @@ def single(options):
     return made.eval()
 
 
-def write_tokenizer(folder):
-    vocabulary = {"<s>": 0} | {f"w{i}": i for i in range(1, VOCAB)}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<s>"},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-
-
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("mixpool", type=Path)
 mixpool = str(parser.parse_args().mixpool.resolve())
@@ -64,7 +47,7 @@ for family, options in FAMILIES.items():
         original.save_pretrained(scratch / "original", max_shard_size="30KB")
         shards = len(list((scratch / "original").glob("*.safetensors")))
         assert shards > 1, "one shard is no check of shards"
-        write_tokenizer(scratch / "original")
+        write_word_tokenizer(scratch / "original", VOCAB)
         (scratch / "recipe.yaml").write_text(RECIPE.format(folder=scratch / "original"))
         for command in (["init", scratch / "recipe.yaml"], ["export", "model", "seed", "--out", scratch / "exported"]):
             subprocess.run([mixpool, "--pool", scratch / "pool", "--quiet", *command], check=True)

@@ -206,7 +206,7 @@ impl ExportMergekit {
     pub(super) fn write(self, pool: &Pool) -> Result<PathBuf> {
         let chosen = Chosen::new(pool, &self.mixture, self.notation)?;
         let mut yaml = format!(
-            "# {} as mixpool averages it. Run: mergekit-yaml THIS_FILE OUT_FOLDER\n\
+            "# {} as mixpool averages it. Run: mergekit-yaml THIS_FILE OUT_FOLDER (with adapters: --lora-merge-cache FOLDER)\n\
              merge_method: linear\ndtype: float32\nparameters:\n  normalize: false # the weights are the mixture's\nmodels:\n",
             self.mixture
         );
