@@ -2,51 +2,50 @@
 //!
 //! Publishing is: write under a temporary name on the same file system, fsync, rename, fsync the folder. A reader sees
 //! the old state or the new one; a crash leaves only a temporary name, which [`sweep`] removes.
-#![allow(unsafe_code)] // one call: mapping a file
 
+mod host;
+mod map;
 mod seal;
+mod volume;
+
+pub use host::Process;
+pub use map::{Mapped, map, read_instead_of_mapping, watch_maps};
+pub use volume::{room, shared_kind};
 
 use crate::error::{Error, Result};
-use memmap2::Mmap;
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// Maps a file for reading.
-///
-/// Only files that are published once and never changed afterwards may be mapped (pool objects and token files).
-///
-/// # Errors
-/// [`Error::Io`] when it cannot be opened, [`Error::Damaged`] when it is empty.
-pub fn map(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let length = file.metadata().map_err(Error::io("read", path))?.len();
-    if length == 0 {
-        return Err(Error::damaged(path, "the file is empty"));
-    }
-    // SAFETY: published files are immutable: they are replaced by rename, never written or truncated in place.
-    unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
-}
+use std::time::{Duration, SystemTime};
 
 /// The BLAKE3 hash of a byte string, as 64 hexadecimal digits.
 pub fn hash(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
-/// The BLAKE3 hash of a file's content, read rather than mapped.
+/// The BLAKE3 hash of a file's content, read rather than mapped, by all threads.
 pub fn hash_file(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io("open", path))?;
+    let length = file.metadata().map_err(Error::io("read", path))?.len();
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = vec![0; HASHED.min(length.max(1) as usize)];
     loop {
         match file.read(&mut buffer).map_err(Error::io("read", path))? {
             0 => return Ok(hasher.finalize().to_hex().to_string()),
-            n => hasher.update(&buffer[..n]),
+            n => hash_on(&mut hasher, &buffer[..n]),
         };
     }
+}
+
+/// Bytes of a file that are hashed at a time.
+const HASHED: usize = 1 << 22;
+
+/// Adds bytes to a hash, by all threads where there are many.
+pub fn hash_on(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    if bytes.len() < 1 << 18 { hasher.update(bytes) } else { hasher.update_rayon(bytes) };
 }
 
 /// The whole content of a text file.
@@ -72,6 +71,17 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// A JSON object as the pool stores it: the last field, `checksum`, is the hash of the JSON without that field.
 pub fn to_sealed_json(value: &impl Serialize) -> Result<Vec<u8>> {
     to_json(value).map(|content| seal::sealed(&content))
+}
+
+/// The bytes of a damaged JSON file as they were, if just one bit was flipped since: its seal tells which.
+pub fn mended_json(path: &Path) -> Option<Vec<u8>> {
+    let bytes = fs::read(path).ok()?;
+    if seal::content(&bytes).is_some() { None } else { seal::mended(&bytes) }
+}
+
+/// The bytes with the one bit flipped back that makes them `whole`; none when there is no such bit.
+pub fn unflipped(bytes: &[u8], whole: impl Fn(&[u8]) -> bool + Sync) -> Option<Vec<u8>> {
+    seal::unflipped(bytes, 1 << 14, whole)
 }
 
 /// Pretty JSON with a final newline.
@@ -257,7 +267,7 @@ const TEMPORARY: &str = ".tmp-";
 fn temporary_sibling(path: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let unique = NEXT.fetch_add(1, Ordering::Relaxed);
-    parent(path).join(format!("{TEMPORARY}{}-{unique}-{}", std::process::id(), name(path)))
+    parent(path).join(format!("{TEMPORARY}{}@{}-{unique}-{}", std::process::id(), host::space(), name(path)))
 }
 
 /// Removes a folder with all it holds; one that does not exist is no failure.
@@ -265,6 +275,26 @@ pub fn remove_folder(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
         _ => Ok(()),
+    }
+}
+
+/// Removes a file, or a folder with all it holds, that others may still open: they find it whole or not at all.
+pub fn discard(path: &Path) -> Result<()> {
+    let aside = temporary_sibling(path);
+    match fs::rename(path, &aside) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        renamed => renamed.map_err(Error::io("rename", path))?,
+    }
+    sync_folder(parent(path))?;
+    if aside.is_dir() { remove_folder(&aside) } else { fs::remove_file(&aside).map_err(Error::io("remove", &aside)) }
+}
+
+/// Bytes of a file, or of all files below a folder; what cannot be read counts nothing.
+pub fn size(path: &Path) -> u64 {
+    match fs::symlink_metadata(path) {
+        Ok(data) if data.is_dir() => entries(path).unwrap_or_default().iter().map(|entry| size(entry)).sum(),
+        Ok(data) => data.len(),
+        Err(_) => 0,
     }
 }
 
@@ -284,12 +314,7 @@ pub fn sweep_for(path: &Path) -> Result<()> {
 }
 
 fn sweep_where(folder: &Path, ours: impl Fn(&Path) -> bool) -> Result<()> {
-    for entry in entries(folder)?.into_iter().filter(|entry| ours(entry)) {
-        let owner = name(&entry).strip_prefix(TEMPORARY).and_then(|rest| rest.split('-').next()?.parse().ok());
-        let Some(owner) = owner else { continue };
-        if process_is_alive(owner) {
-            continue;
-        }
+    for entry in abandoned(folder)?.into_iter().filter(|entry| ours(entry)) {
         let removed = if entry.is_dir() { fs::remove_dir_all(&entry) } else { fs::remove_file(&entry) };
         match removed {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -301,10 +326,40 @@ fn sweep_where(folder: &Path, ours: impl Fn(&Path) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Whether a process of this host still runs. Where there is no `/proc`, every owner counts as alive.
-fn process_is_alive(pid: u32) -> bool {
-    let processes = Path::new("/proc");
-    !processes.join("self").exists() || processes.join(pid.to_string()).exists()
+/// Temporary names in a folder whose processes are gone. Those of other hosts count as gone after a day without change.
+fn abandoned(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = entries(folder)?;
+    found.retain(|entry| {
+        let name = name(entry);
+        let owner = name.strip_prefix(TEMPORARY).and_then(|rest| rest.split('-').next());
+        let (pid, space) = owner.map_or(("", None), |owner| match owner.split_once('@') {
+            Some((pid, space)) => (pid, Some(space)),
+            None => (owner, None), // of a version that did not name its host
+        });
+        match (pid.parse(), space) {
+            (Err(_), _) => false,
+            (Ok(_), Some(space)) if space != host::space() => age(entry).is_some_and(|age| age > FOREIGN),
+            (Ok(pid), _) => !host::is_alive(pid),
+        }
+    });
+    Ok(found)
+}
+
+/// How long the temporary files of a process on another host are left alone.
+const FOREIGN: Duration = Duration::from_hours(24);
+
+/// How long ago something was changed.
+pub fn age(path: &Path) -> Option<Duration> {
+    fs::metadata(path).ok()?.modified().ok()?.elapsed().ok()
+}
+
+/// What the clock of a folder's file system says: hosts that share it need not agree on theirs.
+pub fn clock(folder: &Path) -> Result<SystemTime> {
+    let path = temporary_sibling(&folder.join("clock"));
+    let made = File::create(&path).and_then(|mut file| file.write_all(b"now").and_then(|()| file.sync_data()));
+    let now = made.and_then(|()| fs::metadata(&path)).and_then(|data| data.modified());
+    let _ = fs::remove_file(&path);
+    now.map_err(Error::io("read the time of", folder))
 }
 
 /// What is published in a folder, sorted; nothing when it does not exist.

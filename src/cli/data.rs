@@ -3,7 +3,7 @@
 use super::{NotationArgs, Session, print};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::pool::{Outcome, Pool, parse_count};
+use crate::pool::{Outcome, Partition, Pool, Recipe, parse_count};
 use crate::progress::Observer;
 use crate::text::{ReadOptions, Tokenizer};
 use clap::{Args, Subcommand};
@@ -168,7 +168,8 @@ fn worded(outcome: Outcome) -> &'static str {
 /// Train what is missing: seed model, experts, or a model on a mixture
 ///
 /// Without a name: the seed model, then the experts of every partition. Training may be stopped at any time; the same
-/// command goes on where it stopped and ends with the same bytes.
+/// command goes on where it stopped and ends with the same bytes. Several processes, on several hosts, may train one pool: each
+/// takes what no other has taken.
 ///
 /// Examples: mixpool train | mixpool train code wiki | mixpool train --mixture code=0.7+wiki=0.3
 #[derive(Args)]
@@ -181,6 +182,9 @@ pub(super) struct Train {
     /// Training tokens for --mixture, e.g. 500k [default: those of the experts in it together]
     #[arg(long, value_name = "TOKENS", requires = "mixture")]
     tokens: Option<String>,
+    /// When all that is left is being trained by other processes, wait for them instead of ending with exit code 11
+    #[arg(long)]
+    wait: bool,
     #[command(flatten)]
     notation: NotationArgs,
 }
@@ -200,11 +204,42 @@ impl Train {
         let names = if self.names.is_empty() { pool.partitions()?.into_keys().collect() } else { self.names };
         let partitions = names.iter().filter(|name| *name != "seed").map(|name| pool.partition(name));
         let partitions = partitions.collect::<Result<Vec<_>>>()?; // all names checked before anything is trained
-        train_seed(&pool, observer)?;
+        let seed = vec![(pool.seed_recipe()?, "seed model".to_owned())];
+        train_all(&pool, seed, self.wait, observer)?;
+        let mut experts = Vec::new();
         for partition in &partitions {
-            train_experts(&pool, partition, observer)?;
+            experts.extend(expert_recipes(&pool, partition)?);
         }
-        Ok(())
+        train_all(&pool, experts, self.wait, observer)
+    }
+}
+
+/// Trains what is missing. What another process is training is come back to when all else is done; `wait` for it then.
+///
+/// # Errors
+/// [`Error::Locked`] when the others are not done yet and there is nothing else to do.
+fn train_all(pool: &Pool, mut left: Vec<(Recipe, String)>, wait: bool, observer: &dyn Observer) -> Result<()> {
+    loop {
+        let before = left.len();
+        let mut locked = Vec::new();
+        let mut refusal = None;
+        for (recipe, name) in left {
+            match pool.get_or_train(&recipe, &name, observer) {
+                Err(error @ Error::Locked(_)) => {
+                    refusal = Some(error);
+                    locked.push((recipe, name));
+                }
+                trained => drop(trained?),
+            }
+        }
+        match refusal {
+            None => return Ok(()),
+            Some(refusal) if !wait && locked.len() == before => return Err(refusal),
+            Some(_) if locked.len() == before => std::thread::sleep(std::time::Duration::from_millis(500)),
+            Some(_) => {}
+        }
+        observer.check()?;
+        left = locked;
     }
 }
 
@@ -220,12 +255,18 @@ pub(super) fn train_seed(pool: &Pool, observer: &dyn Observer) -> Result<()> {
 }
 
 /// Every expert of a partition, trained if missing.
-pub(super) fn train_experts(pool: &Pool, partition: &crate::pool::Partition, observer: &dyn Observer) -> Result<()> {
+pub(super) fn train_experts(pool: &Pool, partition: &Partition, observer: &dyn Observer) -> Result<()> {
+    let recipes = expert_recipes(pool, partition)?;
+    recipes.iter().try_for_each(|(recipe, name)| pool.get_or_train(recipe, name, observer).map(|_| ()))
+}
+
+/// The recipes of a partition's experts, but for adopted ones, and what progress calls them.
+fn expert_recipes(pool: &Pool, partition: &Partition) -> Result<Vec<(Recipe, String)>> {
     let units = partition.units.len();
-    for unit in (0..units).filter(|unit| !partition.adopted.contains_key(unit)) {
-        let recipe = pool.expert_recipe(partition, unit)?;
-        let part = if units > 1 { format!(" {}/{units}", unit + 1) } else { String::new() };
-        pool.get_or_train(&recipe, &format!("expert '{}'{part}", partition.name), observer)?;
-    }
-    Ok(())
+    let wanted = (0..units).filter(|unit| !partition.adopted.contains_key(unit));
+    let part = |unit| if units > 1 { format!(" {}/{units}", unit + 1) } else { String::new() };
+    let named = |unit| {
+        Ok((pool.expert_recipe(partition, unit)?, format!("expert '{}'{}", partition.name, part(unit))))
+    };
+    wanted.map(named).collect()
 }

@@ -10,9 +10,11 @@ mod online;
 mod question;
 mod select;
 mod show;
+mod store;
 mod validate;
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::mixture::{Mixture, Notation, Weighting};
 use crate::pool::Pool;
 use crate::report::Format;
@@ -69,6 +71,32 @@ struct Global {
     /// No progress on stderr
     #[arg(short, long, global = true)]
     quiet: bool,
+    /// Hash models and tokens when they are first opened, and refuse what is damaged; MIXPOOL_VERIFY_ON_LOAD=1 does the same
+    #[arg(long, global = true)]
+    verify_on_load: bool,
+    /// Read files instead of mapping them, as is done on file systems that hosts share: takes memory for every model
+    #[arg(long, global = true)]
+    no_mmap: bool,
+    /// Begin also when memory or disk seem too small
+    #[arg(long, global = true)]
+    ignore_limits: bool,
+}
+
+impl Global {
+    /// What holds for the whole process.
+    fn apply(&self) -> Result<()> {
+        let set = std::env::var_os("MIXPOOL_VERIFY_ON_LOAD").is_some_and(|value| !value.is_empty() && value != "0");
+        if self.verify_on_load || set {
+            crate::pool::verify_on_load();
+        }
+        if self.no_mmap {
+            files::read_instead_of_mapping();
+        }
+        if self.ignore_limits {
+            crate::pool::ignore_needs();
+        }
+        files::watch_maps()
+    }
 }
 
 #[derive(Subcommand)]
@@ -99,6 +127,8 @@ enum Command {
     Ls,
     Show(show::Show),
     Verify(show::Verify),
+    Gc(store::Gc),
+    Import(store::Import),
 }
 
 /// What every command works with.
@@ -110,7 +140,11 @@ struct Session {
 
 impl Session {
     fn open(&self) -> Result<Pool> {
-        Pool::open(&self.pool)
+        let pool = Pool::open(&self.pool)?;
+        let kind = files::shared_kind(pool.root());
+        let reading = kind.map(|kind| format!("the pool lies on {kind}: its files are read, not mapped"));
+        pool.sharing().into_iter().chain(reading).for_each(|line| self.observer_note(&line));
+        Ok(pool)
     }
 }
 
@@ -181,7 +215,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let Global { pool, device, threads, format, quiet } = cli.global;
+    cli.global.apply()?;
+    let Global { pool, device, threads, format, quiet, .. } = cli.global;
     check_device(&device)?;
     if threads == Some(0) {
         return Err(Error::Usage("'--threads 0': expected at least 1".into()));
@@ -215,6 +250,8 @@ fn dispatch(command: Command, session: &Session) -> Result<()> {
         Command::Ls => show::list(session),
         Command::Show(command) => command.run(session),
         Command::Verify(command) => command.run(session),
+        Command::Gc(command) => command.run(session),
+        Command::Import(command) => command.run(session),
     }
 }
 

@@ -129,6 +129,7 @@ impl ExportModel {
         if exists && std::fs::read(self.out.join(CARD)).ok().as_deref() != Some(card.as_bytes()) {
             return Err(taken());
         }
+        pool.refuse_impossible_export(&self.out, if dtype == FloatType::Float32 { 4 } else { 2 })?;
         let mut values = vec![0f32; pool.layout().len()];
         average(&mut values, pool.layout(), &weighted)?;
         files::sweep_for(&self.out)?;

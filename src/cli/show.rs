@@ -172,7 +172,7 @@ impl Show {
 }
 
 impl Session {
-    fn observer_note(&self, line: &str) {
+    pub(super) fn observer_note(&self, line: &str) {
         crate::progress::Observer::note(&self.observer, line);
     }
 }
@@ -209,16 +209,29 @@ pub(super) fn objects_beginning_with(pool: &Pool, prefix: &str) -> Result<Vec<Ma
 ///
 /// Opens every binding, manifest, token file, model and score log and compares sizes; with --deep every byte is read and
 /// compared with the recorded hash. Each damage is one line on stderr that ends with the command that mends it.
+///
+/// With --repair, whatever can be made again without you is: models are trained again by the same recipe, tokens made again
+/// if the files they came from still give the same ones, score logs rid of what is damaged. Damaged files go to the folder
+/// `quarantine` of the pool; what is left is listed, with exit code 12.
+///
+/// Example: mixpool verify --deep --repair
 #[derive(Args)]
 pub(super) struct Verify {
     /// Read every byte
     #[arg(long)]
     deep: bool,
+    /// Make again what is damaged, as far as that can be done without you
+    #[arg(long)]
+    repair: bool,
 }
 
 impl Verify {
     pub(super) fn run(self, session: &Session) -> Result<()> {
-        let found = session.open()?.verify(self.deep)?;
+        if self.repair && let Some(line) = Pool::repair_settings(&session.pool)? {
+            session.observer_note(&line);
+        }
+        let pool = session.open()?;
+        let found = if self.repair { pool.repair(self.deep, &session.observer)? } else { pool.verify(self.deep)? };
         let mut damages: Vec<Error> = found.damages.into_iter().map(with_repair).collect();
         let Some(last) = damages.pop() else {
             let (checked, logs) = (found.checked, found.logs);

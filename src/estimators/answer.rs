@@ -101,6 +101,22 @@ pub fn stored(pool: &Pool) -> Result<Vec<Answer>> {
     Store::new(pool)?.all()
 }
 
+/// Files of answers about experts or eval sets that the pool no longer has, or by options that mean something else by now.
+///
+/// # Errors
+/// As [`stored`].
+pub fn outdated(pool: &Pool) -> Result<Vec<PathBuf>> {
+    let store = Store::new(pool)?;
+    let mut found = Vec::new();
+    for path in files::list(&store.folder)?.into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "json")) {
+        let answer: Answer = files::read_json(&path)?;
+        if store.path(&answer) != path || !answer.is_current() {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
 /// The folder of answers, and what in the pool they depend on.
 struct Store {
     folder: PathBuf,

@@ -174,34 +174,45 @@ pub fn score_all(
     observer: &dyn Observer,
 ) -> Result<Vec<Vec<Scored>>> {
     let missing = merges.iter().filter(|(_, members)| !scorer.is_cached(members)).count();
-    in_turns(merges, missing, what, observer, |(label, members)| scorer.score_as(members, label, kind, observer))
+    in_turns(merges, missing, what, observer, |(label, members)| scorer.try_score_as(members, label, kind, observer))
 }
 
-/// Scores one item after the other with progress over those that are `missing` from the store.
+/// Scores one item after the other with progress over those that are `missing` from the store. Items that another process is
+/// at (`score` gives none) are put off until the others are done.
 pub(super) fn in_turns<T>(
     items: &[T],
     missing: usize,
     what: &str,
     observer: &dyn Observer,
-    mut score: impl FnMut(&T) -> Result<Vec<Scored>>,
+    mut score: impl FnMut(&T) -> Result<Option<Vec<Scored>>>,
 ) -> Result<Vec<Vec<Scored>>> {
     if missing > 0 {
         observer.begin(what, missing as u64, "mixtures");
     }
     let mut done = 0;
-    let mut scored = Vec::with_capacity(items.len());
-    for item in items {
-        let scores = score(item)?;
-        if scores.iter().any(|score| !score.cached) {
-            done += 1;
-            observer.advance(done, "");
+    let mut scored: Vec<Option<Vec<Scored>>> = items.iter().map(|_| None).collect();
+    let mut left: Vec<usize> = (0..items.len()).collect();
+    while !left.is_empty() {
+        let before = left.len();
+        for index in std::mem::take(&mut left) {
+            let Some(scores) = score(&items[index])? else {
+                left.push(index);
+                continue;
+            };
+            if scores.iter().any(|score| !score.cached) {
+                done += 1;
+                observer.advance(done, "");
+            }
+            scored[index] = Some(scores);
         }
-        scored.push(scores);
+        if left.len() == before {
+            Scorer::pause(observer)?;
+        }
     }
     if missing > 0 {
         observer.finish();
     }
-    Ok(scored)
+    Ok(scored.into_iter().flatten().collect())
 }
 
 /// The losses of scored merges, nats per token.

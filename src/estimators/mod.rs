@@ -25,7 +25,7 @@ mod regression;
 mod shapley;
 mod spec;
 
-pub use answer::{Answer, ask, stored};
+pub use answer::{Answer, ask, outdated, stored};
 pub use cost::Cost;
 pub use derivatives::{Order, STEP, Surrogate};
 pub use design::{Design, Labels};

@@ -78,9 +78,9 @@ impl RegMean<'_> {
         files::hash(format!("regmean version {VERSION} scale {:016x}{members}", self.scale.to_bits()).as_bytes())
     }
 
-    fn score(&mut self, key: &str, members: &[Member], label: &str) -> Result<Vec<Scored>> {
+    fn score(&mut self, key: &str, members: &[Member], label: &str) -> Result<Option<Vec<Scored>>> {
         let Self { pool, scorer, grams, scale, kind, observer, .. } = self;
-        scorer.score_with(key, label, kind, *observer, |open, out| {
+        scorer.try_score_with(key, label, kind, *observer, |open, out| {
             let models = members.iter().zip(open.of(members)?);
             let models = models.map(|(member, (weight, model))| (weight, model, &grams[&member.weights].matrices));
             regression_mean(out, &pool.settings().model, pool.layout(), &models.collect::<Vec<_>>(), *scale)

@@ -3,6 +3,7 @@
 //! A file without one is taken as it is: pools made before there were seals have none. A file whose seal is damaged must
 //! not pass for one of those, so what looks like a seal and does not fit is refused.
 
+use rayon::prelude::*;
 use std::borrow::Cow;
 
 const BEFORE: &[u8] = b",\n  \"checksum\": \"";
@@ -30,6 +31,36 @@ pub(super) fn content(bytes: &[u8]) -> Option<Cow<'_, [u8]>> {
     let looks_like_one = end.starts_with(BEFORE) && end.ends_with(AFTER);
     let differing = end.iter().zip(&expected).filter(|(got, expected)| got != expected).count();
     (!looks_like_one && differing > ALIKE).then_some(bytes.into())
+}
+
+/// Longer files are not searched for a flipped bit: it takes as many hashes as there are bits.
+const SEARCHED: usize = 1 << 14;
+
+/// What was sealed, with its seal, if just one bit of it was flipped since; none when that is not what happened.
+pub(super) fn mended(bytes: &[u8]) -> Option<Vec<u8>> {
+    unflipped(bytes, SEARCHED, |bytes| {
+        let Some(at) = bytes.len().checked_sub(LENGTH) else { return false };
+        let (body, end) = bytes.split_at(at);
+        end == seal(&[body, END].concat())
+    })
+}
+
+/// The bytes with the one bit flipped back that makes them `whole`; none when there is none, or they are more than `longest`.
+pub(super) fn unflipped(bytes: &[u8], longest: usize, whole: impl Fn(&[u8]) -> bool + Sync) -> Option<Vec<u8>> {
+    if bytes.len() > longest {
+        return None;
+    }
+    (0..bytes.len()).into_par_iter().find_map_any(|at| {
+        let mut tried = bytes.to_vec();
+        (0..8).find_map(|bit| {
+            tried[at] ^= 1 << bit;
+            if whole(&tried) {
+                return Some(tried.clone());
+            }
+            tried[at] ^= 1 << bit;
+            None
+        })
+    })
 }
 
 fn seal(content: &[u8]) -> Vec<u8> {

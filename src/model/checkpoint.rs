@@ -6,7 +6,6 @@ use super::{FloatType, Layout, LowRankUpdate};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::kernels::{Floats, add_low_rank, weighted_sum};
-use memmap2::Mmap;
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -33,7 +32,7 @@ pub struct Checkpoint {
 /// The mapped files and what lies in them.
 #[derive(Default)]
 struct Stored {
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<(PathBuf, files::Mapped)>,
     tensors: BTreeMap<String, Entry>,
 }
 

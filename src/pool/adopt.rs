@@ -43,6 +43,7 @@ impl Pool {
             let what = format!("'{name}' cannot be averaged with the pool's models");
             return Err(Error::Mismatch { what, differences: differences.join("; ") });
         }
+        let _naming = self.naming()?;
         let mut adopted = BTreeMap::new();
         for (unit, model) in models.into_iter().enumerate() {
             note_type(&model, &base, observer);

@@ -211,6 +211,7 @@ impl Pool {
         if files::is_planted("bind-before-object") {
             files::publish(&path, &files::to_sealed_json(value)?)?;
         }
+        let _naming = self.naming()?;
         tokens.map(StagedTokens::publish).transpose()?; // also when the name is bound: a damaged folder is replaced
         if unchanged {
             return Ok(Outcome::Unchanged);

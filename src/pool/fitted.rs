@@ -2,7 +2,7 @@
 //!
 //! A method names its inputs in a key; the same key finds what was computed then, with what it cost.
 
-use super::Pool;
+use super::{Pool, loading};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{Checkpoint, Layout, write_tensors};
@@ -61,7 +61,11 @@ impl Pool {
     /// # Errors
     /// [`Error::Damaged`] when they are missing or not whole.
     pub fn stored_tensors(&self, key: &str) -> Result<Checkpoint> {
-        Checkpoint::open_file(&self.fitted_path(key, "safetensors")).map_err(Error::missing_is_damage).map_err(
+        let path = self.fitted_path(key, "safetensors");
+        if self.is_fitted(key) {
+            loading::once(&path, || self.verify_fitted(&files::hash(key.as_bytes())))?;
+        }
+        Checkpoint::open_file(&path).map_err(Error::missing_is_damage).map_err(
             |error| match error {
                 Error::Damaged { path, problem } => {
                     let value = self.fitted_path(key, "json");

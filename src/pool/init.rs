@@ -1,6 +1,8 @@
 //! Init: a pool made from a recipe file, or opened when an equal one is there.
 
+use super::claim::Sharing;
 use super::foreign::Foreign;
+use super::needs::refuse_impossible_tokens;
 use super::settings::{FORMAT, ModelChoice, SeedTraining};
 use super::{FOLDERS, POOL, Pool, RecipeFile, Settings, TOKENIZER};
 use crate::error::{Error, Result};
@@ -32,7 +34,8 @@ impl Pool {
     fn create(root: &Path, plan: &Plan, observer: &dyn Observer) -> Result<Self> {
         let staged = plan.stage_tokens(&root.join("tokens"), observer)?;
         let settings = plan.settings(staged.as_ref().map(StagedTokens::manifest));
-        let mut pool = Self { root: root.to_path_buf(), layout: Layout::of(&settings.model), settings };
+        let (layout, sharing) = (Layout::of(&settings.model), Sharing::of(root)?);
+        let mut pool = Self { root: root.to_path_buf(), layout, settings, sharing };
         let imported = plan.origin.as_deref().map(|origin| Foreign::copy(root, origin, None)).transpose()?;
         let recipe = imported.as_ref().map(|imported| pool.import_recipe(imported));
         pool.settings.origin = recipe.map(|recipe| recipe.id()).transpose()?;
@@ -123,6 +126,7 @@ impl Plan {
             return Ok(None);
         }
         let Self { sources, text, tokenizer, model, .. } = self;
+        refuse_impossible_tokens(store, sources)?;
         let staged = StagedTokens::of(store, sources, text, tokenizer, model.vocab_size, observer)?;
         if staged.manifest().n_tokens == 0 {
             return Err(Error::input(&self.place, "the files in 'seed.files' hold no token"));
@@ -188,7 +192,7 @@ fn model_config(file: &RecipeFile, origin: Option<&Path>, tokenizer: &Tokenizer,
 }
 
 /// Names the first setting in which two pools differ.
-fn different_settings(old: &Settings, new: &Settings) -> String {
+pub(super) fn different_settings(old: &Settings, new: &Settings) -> String {
     let (old, new) = (serde_json::to_value(old), serde_json::to_value(new));
     let (Ok(serde_json::Value::Object(old)), Ok(serde_json::Value::Object(new))) = (old, new) else {
         return "settings differ".into();

@@ -1,6 +1,6 @@
 //! Members: the models that go into a merge, by what their weights are and not by what they are called.
 
-use super::{MANIFEST, Manifest, Partition, Pool, Start};
+use super::{MANIFEST, Manifest, Partition, Pool, Start, loading};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::mixture::Mixture;
@@ -73,6 +73,7 @@ impl Checkpoints {
         if let Some(open) = self.0.get(folder) {
             return Ok(open.clone());
         }
+        loading::object(folder)?;
         let checkpoint = if LowRankUpdate::is_in(folder) { self.adapted(folder)? } else { whole(folder)? };
         self.0.insert(folder.to_path_buf(), checkpoint.clone());
         Ok(checkpoint)

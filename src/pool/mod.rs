@@ -10,18 +10,25 @@
 //! | `fitted/<hash>.*` | what methods worked out about the models, by the hash of its inputs |
 //! | `fitted/tokens-<hash>.f32` | −ln p of every token of an eval set under one model |
 //! | `estimates/<hash>.json` | what estimators said of mixtures |
+//! | `quarantine/` | what was damaged when it was made again |
 //! | `work/<recipe hash>.*` | claims and the state of unfinished training and of watched runs |
 //!
 //! A name binds only to a complete object, and a score names its inputs by hash.
 
 mod adopt;
 mod binding;
+mod claim;
+mod collect;
 mod fitted;
 mod foreign;
+mod import;
 mod init;
+mod loading;
 mod members;
+mod needs;
 mod online;
 mod recipe;
+mod repair;
 mod scorer;
 mod scores;
 mod settings;
@@ -31,7 +38,11 @@ mod verify;
 mod watched;
 
 pub use binding::{EvalBinding, Outcome, Partition, Provenance};
+pub use collect::Garbage;
+pub use import::Imported;
+pub use loading::verify_on_load;
 pub use members::{Checkpoints, Experts, MERGEABLE, Member, score_key};
+pub use needs::ignore_needs;
 pub use online::{Domain, FixedWeights, Online, OnlineCost, OnlineRun, Target};
 pub use recipe::{DataShare, Manifest, Recipe, Start};
 pub use scorer::{Scored, Scorer};
@@ -53,6 +64,7 @@ pub struct Pool {
     root: PathBuf,
     settings: Settings,
     layout: Layout,
+    sharing: claim::Sharing,
 }
 
 impl Pool {
@@ -84,7 +96,8 @@ impl Pool {
             files::sweep(&root.join(folder))?;
         }
         let layout = Layout::of(&settings.model);
-        Ok(Self { root: root.to_path_buf(), settings, layout })
+        let sharing = claim::Sharing::of(root)?;
+        Ok(Self { root: root.to_path_buf(), settings, layout, sharing })
     }
 
     /// The pool's folder.
@@ -124,7 +137,10 @@ impl Pool {
     /// # Errors
     /// [`Error::Damaged`] when it is missing or not whole.
     pub fn tokens(&self, hash: &str) -> Result<TokenFile> {
-        TokenFile::open(&self.root.join("tokens").join(hash)).map_err(Error::missing_is_damage)
+        let folder = self.root.join("tokens").join(hash);
+        let tokens = TokenFile::open(&folder).map_err(Error::missing_is_damage)?;
+        loading::once(&folder, || verify::verify_ids(&tokens, &folder, true))?;
+        Ok(tokens)
     }
 
     /// Opens the weights in the folder of an object.
@@ -142,6 +158,7 @@ impl Pool {
         if tokenizer.hash() != self.settings.tokenizer {
             return Err(Error::damaged(path, "it is not the tokenizer the pool was made with; restore it"));
         }
+        needs::refuse_impossible_tokens(&self.root, paths)?;
         let vocabulary = self.settings.model.vocab_size;
         StagedTokens::of(&self.root.join("tokens"), paths, options, &tokenizer, vocabulary, observer)
     }

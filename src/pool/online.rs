@@ -5,7 +5,7 @@
 //! documents of that eval set stay unseen by the method and tell what it is worth.
 
 use super::training::SAVE_EVERY;
-use super::{DataShare, Manifest, Pool, Recipe, Start};
+use super::{DataShare, Manifest, Pool, Recipe, Start, loading};
 use crate::error::{Error, Result};
 use crate::files::{self, Staging};
 use crate::progress::Observer;
@@ -297,6 +297,7 @@ impl Pool {
     /// [`Error::Damaged`] when it is not what was written.
     pub fn online_run(&self, manifest: &Manifest) -> Result<OnlineRun> {
         let folder = self.object_folder(&manifest.id);
+        loading::object(&folder)?;
         let steps = manifest.recipe.train.steps;
         let path = folder.join(WEIGHTS);
         let damaged = |problem: &str| {

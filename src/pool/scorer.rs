@@ -1,5 +1,6 @@
 //! Scorer: merges scored on eval sets, each score computed once and stored at once.
 
+use super::claim::Claimed;
 use super::members::{Checkpoints, Member, score_key};
 use super::{Pool, ScoreLog, ScoreRecord, Settings, TokenNll};
 use crate::error::{Error, Result};
@@ -8,7 +9,10 @@ use crate::files;
 use crate::merge::average;
 use crate::progress::Observer;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Between two looks at what another process is at.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// One eval set of a scorer: its log, and its windows once they are needed.
 struct EvalHandle {
@@ -68,8 +72,17 @@ impl Pool {
     /// An eval set and its score log.
     fn eval(&self, name: &str) -> Result<EvalHandle> {
         let (binding, key) = (self.eval_binding(name)?, self.eval_key(name)?);
-        let log = ScoreLog::open(&self.root.join("scores").join(format!("{key}.log")))?;
+        let log = self.score_log(&key)?;
         Ok(EvalHandle { name: name.to_owned(), key, tokens: binding.tokens, set: None, log })
+    }
+
+    /// The score log of an eval set's key.
+    pub(super) fn score_log(&self, key: &str) -> Result<ScoreLog> {
+        let path = self.root.join("scores").join(format!("{key}.log"));
+        match self.sharing() {
+            Some(_) => ScoreLog::open_apart(&path, &files::Process::this()),
+            None => ScoreLog::open(&path),
+        }
     }
 
     /// A scorer over some eval sets; all of them when `names` is empty.
@@ -129,17 +142,18 @@ impl Scorer<'_> {
         self.evals.iter().all(|eval| eval.log.get(key).is_some())
     }
 
-    /// Scores the average of `members` on every eval set, in order; `label` is kept in the log for readers.
+    /// As [`Scorer::score_as`], of a merge.
+    pub fn score(&mut self, members: &[Member], label: &str, observer: &dyn Observer) -> Result<Vec<Scored>> {
+        self.score_as(members, label, "merged", observer)
+    }
+
+    /// Scores the average of `members` on every eval set, in order; `label` is kept in the log for readers, with
+    /// `estimator`, how the model came about. What another process is at is waited for.
     ///
     /// The merge goes straight from the mapped files into the model; each finished score is stored at once.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when members do not fit the pool, [`Error::NotFinite`] when a log-likelihood is not finite.
-    pub fn score(&mut self, members: &[Member], label: &str, observer: &dyn Observer) -> Result<Vec<Scored>> {
-        self.score_as(members, label, "merged", observer)
-    }
-
-    /// As [`Scorer::score`], noting in the log how the model came about.
     pub fn score_as(
         &mut self,
         members: &[Member],
@@ -147,22 +161,58 @@ impl Scorer<'_> {
         estimator: &str,
         observer: &dyn Observer,
     ) -> Result<Vec<Scored>> {
-        let layout = &self.pool.layout;
-        let merge = |open: &mut Checkpoints, out: &mut [f32]| average(out, layout, &open.of(members)?);
-        self.score_with(&score_key(members), label, estimator, observer, merge)
+        loop {
+            if let Some(scored) = self.try_score_as(members, label, estimator, observer)? {
+                return Ok(scored);
+            }
+            Self::pause(observer)?;
+        }
     }
 
-    /// As [`Scorer::score_as`], of the model whose parameters `write` writes, in the order of the layout.
+    /// As [`Scorer::score_as`]; none when another process is at it.
+    pub fn try_score_as(
+        &mut self,
+        members: &[Member],
+        label: &str,
+        estimator: &str,
+        observer: &dyn Observer,
+    ) -> Result<Option<Vec<Scored>>> {
+        let layout = &self.pool.layout;
+        let merge = |open: &mut Checkpoints, out: &mut [f32]| average(out, layout, &open.of(members)?);
+        self.try_score_with(&score_key(members), label, estimator, observer, merge)
+    }
+
+    /// Waits a little for other processes.
+    pub fn pause(observer: &dyn Observer) -> Result<()> {
+        std::thread::sleep(PAUSE);
+        observer.check()
+    }
+
+    /// As [`Scorer::try_score_as`], of the model whose parameters `write` writes, in the order of the layout.
     ///
-    /// `key` is a hash that names everything they depend on. `write` is called once, and only when a score is missing.
-    pub fn score_with(
+    /// `key` is a hash that names everything they depend on. `write` is called once at most, and only when a score is
+    /// missing: it is claimed for as long as it takes, so that several processes share the work.
+    pub fn try_score_with(
         &mut self,
         key: &str,
         label: &str,
         estimator: &str,
         observer: &dyn Observer,
         write: impl FnOnce(&mut Checkpoints, &mut [f32]) -> Result<()>,
-    ) -> Result<Vec<Scored>> {
+    ) -> Result<Option<Vec<Scored>>> {
+        let stored: Vec<bool> = self.evals.iter().map(|eval| eval.log.get(key).is_some()).collect();
+        let mut _claim = None;
+        if stored.contains(&false) {
+            observer.check()?;
+            // The claim before the look: who had it has stored what it computed.
+            let claimed = self.pool.try_claim(key)?;
+            self.evals.iter_mut().try_for_each(|eval| eval.log.refresh())?;
+            match claimed {
+                Claimed::Ours(claim) => _claim = Some(claim),
+                Claimed::Theirs(_) if self.is_stored(key) => {}
+                Claimed::Theirs(_) => return Ok(None),
+            }
+        }
         let mut write = Some(write);
         let mut merge_seconds = 0.0;
         let mut scored = Vec::with_capacity(self.evals.len());
@@ -183,10 +233,10 @@ impl Scorer<'_> {
                 merge_seconds,
                 ..self.evaluate(index, label)?
             };
-            self.evals[index].log.append(record.clone())?;
+            self.evals[index].log.append(vec![record.clone()])?;
             scored.push(Scored { eval_set: self.evals[index].name.clone(), record, cached: false });
         }
-        Ok(scored)
+        Ok(Some(scored))
     }
 
     /// The loss of the average of `members` on one eval set, nats per token, and its derivative by the weight of each:
@@ -274,7 +324,10 @@ impl Scorer<'_> {
         let Settings { model, window, .. } = &self.pool.settings;
         let evaluator = match &mut self.evaluator {
             Some(evaluator) => evaluator,
-            None => self.evaluator.insert(Evaluator::new(model, &self.pool.layout, *window)?),
+            None => {
+                self.pool.refuse_impossible_scoring()?;
+                self.evaluator.insert(Evaluator::new(model, &self.pool.layout, *window)?)
+            }
         };
         let start = Instant::now();
         evaluator.set(|out| write(&mut self.open, out))?;

@@ -4,12 +4,13 @@
 //! BLAKE3 hash of all that. A record cut short at the end of the file (a crash while appending) is ignored and
 //! overwritten; a damaged record elsewhere is an error, and never used.
 
+use super::claim::{is_same, knows_no_locks};
 use crate::error::{Error, Result};
 use crate::eval::Score;
 use crate::files;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -39,11 +40,13 @@ pub struct ScoreRecord {
     pub documents: Vec<f64>,
 }
 
-/// The scores of one eval set under one protocol.
+/// The scores of one eval set under one protocol: `<hash>.log`, and the logs `<hash>.<process>.log` of processes on file
+/// systems where an append cannot be locked.
 pub struct ScoreLog {
     path: PathBuf,
+    own: PathBuf, // what this process appends to
     records: BTreeMap<String, ScoreRecord>,
-    end: usize,     // where the last record read ends
+    ends: BTreeMap<PathBuf, usize>, // where the last record read of each file ends
     is_named: bool, // whether the file's name is known to be durable: who made it may have been killed before
 }
 
@@ -53,14 +56,30 @@ impl ScoreLog {
     /// # Errors
     /// [`Error::Damaged`] when a record that is followed by others does not match its checksum.
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(Error::io("read", path)(error)),
-        };
-        let mut log = Self { path: path.to_path_buf(), records: BTreeMap::new(), end: 0, is_named: false };
-        log.take_in(&bytes)?;
+        let mut log = Self::new(path);
+        log.refresh()?;
         Ok(log)
+    }
+
+    /// Reads one file, without those of other processes.
+    pub(super) fn open_one(path: &Path) -> Result<Self> {
+        let mut log = Self::new(path);
+        log.read(path)?;
+        Ok(log)
+    }
+
+    /// As [`ScoreLog::open`]; appends go to a file that no other process writes to.
+    pub(super) fn open_apart(path: &Path, process: &files::Process) -> Result<Self> {
+        let files::Process { space, pid, started, .. } = process;
+        let own = path.with_extension(format!("{space}-{pid}-{started}.log"));
+        let mut log = Self { own, ..Self::new(path) };
+        log.refresh()?;
+        Ok(log)
+    }
+
+    fn new(path: &Path) -> Self {
+        let (path, own) = (path.to_path_buf(), path.to_path_buf());
+        Self { path, own, records: BTreeMap::new(), ends: BTreeMap::new(), is_named: false }
     }
 
     /// The record of a key, if it was scored.
@@ -73,37 +92,95 @@ impl ScoreLog {
         self.records.values()
     }
 
-    /// Appends a record; it is on the disk when this returns. Several processes may append to one log.
-    pub fn append(&mut self, record: ScoreRecord) -> Result<()> {
-        let path = self.path.clone();
-        let io = |action| Error::io(action, &path);
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io("open"))?;
-        file.lock().map_err(io("lock"))?; // released when the file is closed, also by a crash
-        file.seek(SeekFrom::Start(self.end as u64)).map_err(io("seek"))?;
+    /// Takes in what other processes added.
+    pub fn refresh(&mut self) -> Result<()> {
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let is_ours = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let rest = name.strip_prefix(&stem).and_then(|rest| rest.strip_suffix("log"));
+            rest.is_some_and(|rest| rest.starts_with('.') && rest.ends_with('.'))
+        };
+        let files: Vec<PathBuf> = files::list(folder)?.into_iter().filter(is_ours).collect();
+        files.iter().try_for_each(|path| self.read(path))
+    }
+
+    /// Takes in what is new in one file.
+    fn read(&mut self, path: &Path) -> Result<()> {
+        let end = self.ends.get(path).copied().unwrap_or(0) as u64;
+        let mut file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::io("open", path)(error)),
+        };
+        let io = |action| Error::io(action, path);
+        if file.metadata().map_err(io("read"))?.len() <= end {
+            return Ok(());
+        }
         let mut news = Vec::new();
-        file.read_to_end(&mut news).map_err(io("read"))?;
-        self.take_in(&news)?;
-        let bytes = encode(&record)?;
-        file.set_len(self.end as u64).map_err(io("truncate"))?; // a record cut short by a crash
-        file.seek(SeekFrom::Start(self.end as u64)).map_err(io("seek"))?;
+        file.seek(SeekFrom::Start(end)).and_then(|_| file.read_to_end(&mut news)).map_err(io("read"))?;
+        self.take_in(path, &news)
+    }
+
+    /// Puts a copy of a damaged log at `aside` and keeps in the log what is whole, or was before a single bit was flipped.
+    /// Returns how many records these are, of either kind, and the other records whose heads can still be read: what they say
+    /// need not be true.
+    pub(super) fn salvage(path: &Path, aside: &Path) -> Result<([usize; 2], Vec<ScoreRecord>)> {
+        let file = open_locked(path, true)?;
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let (mut whole, mut kept, mut lost, mut start) = (Vec::new(), [0, 0], Vec::new(), 0);
+        while start < bytes.len() {
+            if let Decoded::Record(_, length) = decode(&bytes[start..]) {
+                whole.extend(&bytes[start..start + length]);
+                kept[0] += 1;
+                start += length;
+                continue;
+            }
+            if let Some(record) = unflipped(&bytes[start..]) {
+                whole.extend(&record);
+                kept[1] += 1;
+                start += record.len();
+                continue;
+            }
+            lost.extend(head(&bytes[start..]));
+            let magic = |at: &usize| bytes[*at..].starts_with(MAGIC);
+            start = (start + 1..bytes.len()).find(magic).unwrap_or(bytes.len());
+        }
+        files::write_durably(aside, &bytes)?;
+        files::sync_folder(aside.parent().unwrap_or(Path::new(".")))?;
+        files::publish(path, &whole)?; // who waits for the lock of the old file finds that it lost its name
+        drop(file);
+        Ok((kept, lost))
+    }
+
+    /// Appends records; they are on the disk when this returns. Several processes may append to one log.
+    pub fn append(&mut self, records: Vec<ScoreRecord>) -> Result<()> {
+        let path = self.own.clone();
+        let io = |action| Error::io(action, &path);
+        let mut file = open_locked(&path, path == self.path)?;
+        self.read(&path)?;
+        let bytes = records.iter().map(encode).collect::<Result<Vec<_>>>()?.concat();
+        let end = self.ends.get(&path).copied().unwrap_or(0);
+        file.set_len(end as u64).map_err(io("truncate"))?; // a record cut short by a crash
+        file.seek(SeekFrom::Start(end as u64)).map_err(io("seek"))?;
         if let Err(error) =
             file.write_all(&bytes).map_err(io("write")).and_then(|()| file.sync_all().map_err(io("flush")))
         {
             // What could not be flushed must not be read back from memory as stored.
-            let _ = file.set_len(self.end as u64);
+            let _ = file.set_len(end as u64);
             return Err(error);
         }
         if !std::mem::replace(&mut self.is_named, true) {
             files::sync_folder(path.parent().unwrap_or(Path::new(".")))?;
         }
-        self.end += bytes.len();
-        self.records.insert(record.key.clone(), record);
+        self.ends.insert(path, end + bytes.len());
+        self.records.extend(records.into_iter().map(|record| (record.key.clone(), record)));
         Ok(())
     }
 
     /// Takes in the whole records at the head of `bytes`, which lie in the file where the known ones end.
-    fn take_in(&mut self, bytes: &[u8]) -> Result<()> {
+    fn take_in(&mut self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let end = self.ends.get(path).copied().unwrap_or(0);
         let mut start = 0;
         while start < bytes.len() {
             match decode(&bytes[start..]) {
@@ -113,17 +190,51 @@ impl ScoreLog {
                 }
                 Decoded::Cut => break,
                 Decoded::Damaged => {
-                    let at = self.end + start;
+                    let at = end + start;
                     let problem = format!(
                         "the score record at byte {at} does not match its checksum; delete the file to score again"
                     );
-                    return Err(Error::damaged(&self.path, problem));
+                    return Err(Error::damaged(path, problem));
                 }
             }
         }
-        self.end += start;
+        self.ends.insert(path.to_path_buf(), end + start);
         Ok(())
     }
+}
+
+/// Opens a log to append to it; with `lock`, no other process does until it is closed, also by a crash.
+fn open_locked(path: &Path, lock: bool) -> Result<File> {
+    loop {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(Error::io("open", path))?;
+        match if lock { file.lock() } else { Ok(()) } {
+            Err(error) if !knows_no_locks(&error) => return Err(Error::io("lock", path)(error)),
+            _ if is_same(&file, path)? => return Ok(file),
+            _ => {} // replaced by a repair while it was waited for
+        }
+    }
+}
+
+/// The record at the head of `bytes` as it was, if just one bit of it was flipped.
+fn unflipped(bytes: &[u8]) -> Option<Vec<u8>> {
+    let is_prefix = |prefix: &[u8]| prefix.starts_with(MAGIC) && checksum::<4>(&prefix[..12]) == prefix[12..];
+    let prefix = bytes.first_chunk::<PREFIX>()?;
+    let prefix =
+        if is_prefix(prefix) { prefix.to_vec() } else { files::unflipped(prefix, is_prefix).unwrap_or(prefix.to_vec()) };
+    let number = |at: usize| u32::from_le_bytes([prefix[at], prefix[at + 1], prefix[at + 2], prefix[at + 3]]) as usize;
+    let length = PREFIX + number(4) + 8 * number(8) + HASH;
+    let is_record = |bytes: &[u8]| matches!(decode(bytes), Decoded::Record(..));
+    files::unflipped(bytes.get(..length)?, is_record)
+}
+
+/// What can still be read at the head of a damaged record.
+fn head(bytes: &[u8]) -> Option<ScoreRecord> {
+    let prefix = bytes.first_chunk::<PREFIX>()?;
+    let whole = prefix.starts_with(MAGIC) && checksum::<4>(&prefix[..12]) == prefix[12..];
+    let length = u32::from_le_bytes([prefix[4], prefix[5], prefix[6], prefix[7]]) as usize;
+    let body = bytes.get(PREFIX..PREFIX.checked_add(length)?).filter(|_| whole)?;
+    serde_json::from_slice(body).ok()
 }
 
 fn encode(record: &ScoreRecord) -> Result<Vec<u8>> {

@@ -10,7 +10,6 @@ use crate::progress::Observer;
 use crate::text::{Batches, Share, TokenFile};
 use crate::train::{CurvePoint, State, TrainConfig, Trainer};
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -95,10 +94,11 @@ impl Pool {
             self.remove_state(&id)?; // left by a process that was killed when it was done
             return Ok(manifest);
         }
-        let _claim = self.claim(&id, name)?;
+        let claim = self.claim(&id, name)?;
         if let Some(manifest) = self.manifest(&id)? {
             return Ok(manifest); // finished by another process while we waited for the claim
         }
+        self.refuse_impossible_training(&recipe.train)?;
         let started = Instant::now();
         let origin = self.origin(recipe)?;
         let state_path = self.state_path(&id);
@@ -106,7 +106,7 @@ impl Pool {
             Some(state) => state,
             None => State::fresh(self.fresh_values(recipe, origin.clone())),
         };
-        let save = |state: &State| state.save(&state_path);
+        let save = |state: &State| claim.check().and_then(|()| state.save(&state_path));
         let state = match &recipe.online {
             Some(online) => self.train_online(recipe, online, state, (name, observer), save)?,
             None => self.train_mixed(recipe, state, (name, observer), save)?,
@@ -226,22 +226,6 @@ impl Pool {
     /// Drops the state of a training that is finished.
     pub(crate) fn remove_state(&self, id: &str) -> Result<()> {
         remove_if_there(&self.state_path(id))
-    }
-
-    /// Claims a recipe for this process. The claim is a file lock: it ends with the process, however that ends.
-    pub(super) fn claim(&self, id: &str, name: &str) -> Result<File> {
-        let path = self.root.join("work").join(format!("{id}.claim"));
-        let file = File::create(&path).map_err(Error::io("create", &path))?;
-        if files::is_planted("skip-claim") {
-            return Ok(file);
-        }
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(Error::Locked(format!(
-                "'{name}' is being trained by another process; wait for it, then run this again"
-            ))),
-            Err(TryLockError::Error(source)) => Err(Error::io("lock", &path)(source)),
-        }
     }
 }
 

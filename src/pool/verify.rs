@@ -16,6 +16,8 @@ pub struct Damage {
     pub error: Error,
     /// The command that mends it.
     pub repair: String,
+    /// The file or folder that is mended as a whole.
+    pub(super) place: PathBuf,
 }
 
 /// What a look at a whole pool found.
@@ -31,9 +33,11 @@ pub struct Verified {
 
 impl Verified {
     /// Notes damage with its repair; other failures end the search.
-    fn note(&mut self, outcome: Result<()>, repair: impl FnOnce() -> String) -> Result<()> {
+    fn note(&mut self, outcome: Result<()>, place: &Path, repair: impl FnOnce() -> String) -> Result<()> {
         match outcome {
-            Err(error @ Error::Damaged { .. }) => self.damages.push(Damage { error, repair: repair() }),
+            Err(error @ Error::Damaged { .. }) => {
+                self.damages.push(Damage { error, repair: repair(), place: place.to_path_buf() });
+            }
             other => other?,
         }
         Ok(())
@@ -53,29 +57,30 @@ impl Pool {
     pub fn verify(&self, deep: bool) -> Result<Verified> {
         let mut found = Verified::default();
         if deep {
-            found.note(self.verify_tokenizer(), || self.program("init RECIPE.yaml"))?;
+            found.note(self.verify_tokenizer(), &self.root.join(TOKENIZER), || self.program("init RECIPE.yaml"))?;
         }
         for path in self.stored("partitions", "json")? {
             found.note(
                 self.verify_binding(&path, |partition: &Partition| (&partition.name, partition.tokens.as_ref())),
+                &path,
                 || self.binding_repair(&path),
             )?;
         }
         for path in self.stored("evals", "json")? {
-            found.note(self.verify_binding(&path, |eval: &EvalBinding| (&eval.name, Some(&eval.tokens))), || {
+            found.note(self.verify_binding(&path, |eval: &EvalBinding| (&eval.name, Some(&eval.tokens))), &path, || {
                 self.binding_repair(&path)
             })?;
         }
         for folder in files::list(&self.root.join("tokens"))? {
-            found.note(verify_tokens(&folder, deep), || self.tokens_repair(&folder))?;
+            found.note(verify_tokens(&folder, deep), &folder, || self.tokens_repair(&folder))?;
             found.checked += 1;
         }
         for folder in files::list(&self.root.join("objects"))? {
-            found.note(self.verify_object(&folder, deep), || self.object_repair(&folder))?;
+            found.note(self.verify_object(&folder, deep), &folder, || self.object_repair(&folder))?;
             found.checked += 1;
         }
         for path in self.stored("scores", "log")? {
-            found.note(ScoreLog::open(&path).map(|_| ()), || remove(&path))?;
+            found.note(ScoreLog::open_one(&path).map(|_| ()), &path, || remove(&path))?;
             found.logs += 1;
         }
         if deep {
@@ -90,19 +95,23 @@ impl Pool {
             let tensors = path.with_extension("safetensors");
             let both =
                 || if tensors.exists() { format!("{} '{}'", remove(&path), tensors.display()) } else { remove(&path) };
-            found.note(self.verify_fitted(&stem(&path)), both)?;
+            found.note(self.verify_fitted(&stem(&path)), &path, both)?;
         }
         for path in self.stored(FITTED, "f32")? {
             let whole = TokenNll::read(&path)?.is_some();
             let outcome =
                 if whole { Ok(()) } else { Err(Error::damaged(&path, "its bytes do not match its checksum")) };
-            found.note(outcome, || remove(&path))?;
+            found.note(outcome, &path, || remove(&path))?;
         }
         for path in self.stored(ESTIMATES, "json")? {
-            found.note(files::read_json::<serde_json::Value>(&path).map(|_| ()), || remove(&path))?;
+            found.note(files::read_json::<serde_json::Value>(&path).map(|_| ()), &path, || remove(&path))?;
+        }
+        for path in self.stored("work", "seen")? {
+            let both = || format!("{} '{}'", remove(&path), path.with_extension("state").display());
+            found.note(files::read_json::<serde_json::Value>(&path).map(|_| ()), &path, both)?;
         }
         for path in self.stored("work", "state")? {
-            found.note(State::load(&path, &self.layout).map(|_| ()), || remove(&path))?;
+            found.note(State::load(&path, &self.layout).map(|_| ()), &path, || remove(&path))?;
         }
         Ok(())
     }
@@ -146,19 +155,11 @@ impl Pool {
         if !deep {
             return Ok(());
         }
-        let expected = manifest.files.iter().map(|(name, hash)| (folder.join(name), hash));
-        let single = weights.exists().then_some((weights, &manifest.weights)); // else shards or an adapter, among the files
-        for (path, hash) in expected.chain(single) {
-            if files::hash_file(&path).map_err(Error::missing_is_damage)? != *hash {
-                let remedy = format!("delete '{}' and run 'mixpool train' again", folder.display());
-                return Err(Error::damaged(path, format!("its bytes do not match its manifest; {remedy}")));
-            }
-        }
-        Ok(())
+        verify_files(folder, &manifest)
     }
 
     /// The files of one kind in a folder of the pool.
-    fn stored(&self, folder: &str, kind: &str) -> Result<Vec<PathBuf>> {
+    pub(super) fn stored(&self, folder: &str, kind: &str) -> Result<Vec<PathBuf>> {
         let mut paths = files::list(&self.root.join(folder))?;
         paths.retain(|path| path.extension().is_some_and(|extension| extension == kind));
         Ok(paths)
@@ -246,8 +247,33 @@ impl Pool {
     }
 }
 
+/// Compares the files of an object with the hashes in its manifest.
+///
+/// # Errors
+/// [`Error::Damaged`] naming the first that differs.
+pub(super) fn verify_files(folder: &Path, manifest: &Manifest) -> Result<()> {
+    let weights = folder.join(WEIGHTS);
+    let expected = manifest.files.iter().map(|(name, hash)| (folder.join(name), hash));
+    let single = weights.exists().then_some((weights, &manifest.weights)); // else shards or an adapter, among the files
+    for (path, hash) in expected.chain(single) {
+        if files::hash_file(&path).map_err(Error::missing_is_damage)? != *hash {
+            let remedy = format!("delete '{}' and run 'mixpool train' again", folder.display());
+            return Err(Error::damaged(path, format!("its bytes do not match its manifest; {remedy}")));
+        }
+    }
+    Ok(())
+}
+
 fn verify_tokens(folder: &Path, deep: bool) -> Result<()> {
     let tokens = TokenFile::open(folder).map_err(Error::missing_is_damage)?;
+    verify_ids(&tokens, folder, deep)
+}
+
+/// Tokens are those that their folder is named after; with `deep`, by every byte.
+///
+/// # Errors
+/// [`Error::Damaged`] when they are not.
+pub(super) fn verify_ids(tokens: &TokenFile, folder: &Path, deep: bool) -> Result<()> {
     if deep || tokens.manifest().hash != stem(folder) {
         tokens.verify(folder)?;
     }
@@ -267,7 +293,7 @@ fn sources(folder: &Path) -> (String, String) {
 }
 
 /// What can still be read of a JSON file that need not be whole: good for advice, not for use.
-fn damaged_json(path: &Path) -> serde_json::Value {
+pub(super) fn damaged_json(path: &Path) -> serde_json::Value {
     std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
 
@@ -279,6 +305,6 @@ fn remove(path: &Path) -> String {
     format!("rm -r '{}'", path.display())
 }
 
-fn stem(path: &Path) -> String {
+pub(super) fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -5,12 +5,13 @@
 
 use super::training::{SAVE_EVERY, remove_if_there};
 use super::{Pool, Recipe};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 use crate::progress::Observer;
 use crate::text::Batches;
 use crate::train::{CurvePoint, Pace, State, Trainer, take_steps};
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 
 /// Someone who takes the steps of a run and keeps what they show.
 pub trait Watch {
@@ -40,13 +41,15 @@ impl Pool {
         watch: &mut W,
     ) -> Result<Vec<W::Seen>> {
         let id = files::hash(key.as_bytes());
-        let _claim = self.claim(&id, name)?;
+        let claim = self.claim(&id, name)?;
         let path = |kind: &str| self.root().join("work").join(format!("{id}.{kind}"));
         let (state_path, seen_path) = (path("state"), path("seen"));
         let mut seen: Vec<W::Seen> = Vec::new();
         let state = match State::load(&state_path, self.layout())? {
             Some(state) => {
-                seen = files::read_json(&seen_path)?;
+                let mut stored: Value = files::read_json(&seen_path).map_err(Error::missing_is_damage)?;
+                let list = if stored.is_object() { stored["seen"].take() } else { stored }; // a bare list before it had a checksum
+                seen = serde_json::from_value(list).map_err(|error| Error::damaged(&seen_path, error.to_string()))?;
                 seen.truncate(state.step as usize); // it may have been stored once more than the state
                 state
             }
@@ -59,7 +62,8 @@ impl Pool {
         let trainer = Trainer::new(&recipe.model, self.layout(), train, state)?;
         let mut run = (trainer, seen);
         let save = |(trainer, seen): &(Trainer<'_>, Vec<W::Seen>)| {
-            files::publish(&seen_path, &files::to_json(seen)?)?;
+            claim.check()?;
+            files::publish(&seen_path, &files::to_sealed_json(&json!({ "seen": seen }))?)?;
             trainer.state()?.save(&state_path)
         };
         take_steps(

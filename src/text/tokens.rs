@@ -7,7 +7,6 @@ use super::{Document, ReadOptions, Tokenizer, read_documents};
 use crate::error::{Error, Result};
 use crate::files::{self, Staging};
 use crate::progress::Observer;
-use memmap2::Mmap;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -257,7 +256,7 @@ fn text_hash(text: &str) -> [u8; 16] {
 /// A token folder, mapped.
 pub struct TokenFile {
     manifest: TokenManifest,
-    ids: Option<Mmap>, // none when every document is empty
+    ids: Option<files::Mapped>, // none when every document is empty
     documents: Vec<DocumentEntry>,
     starts: Vec<u64>, // first token of each document, and the end
 }
@@ -304,7 +303,9 @@ impl TokenFile {
     /// [`Error::Damaged`] when they differ.
     pub fn verify(&self, folder: &Path) -> Result<()> {
         let table: Vec<u8> = self.documents.iter().flat_map(|entry| entry.to_bytes()).collect();
-        let ids = blake3::hash(self.ids.as_deref().unwrap_or_default());
+        let mut ids = blake3::Hasher::new();
+        files::hash_on(&mut ids, self.ids.as_deref().unwrap_or_default());
+        let ids = ids.finalize();
         if content_hash(&self.manifest.tokenizer, self.manifest.id_bytes, &ids, &table) == self.manifest.hash {
             return Ok(());
         }

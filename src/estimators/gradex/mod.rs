@@ -149,9 +149,9 @@ struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    fn score(&mut self, mixture: &Mixture) -> Result<Vec<Scored>> {
+    fn score(&mut self, mixture: &Mixture) -> Result<Option<Vec<Scored>>> {
         let Self { scorer, fitted } = self;
-        scorer.score_with(&fitted.key(mixture), &mixture.to_string(), &fitted.kind, fitted.observer, |_, out| {
+        scorer.try_score_with(&fitted.key(mixture), &mixture.to_string(), &fitted.kind, fitted.observer, |_, out| {
             let way = fitted.way(mixture)?;
             let moved: Vec<f32> = fitted.meta.parameters.iter().zip(&way).map(|(start, way)| start + way).collect();
             fitted.meta.write(&moved, out);

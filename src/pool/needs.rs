@@ -1,0 +1,87 @@
+//! Needs: the least memory and disk that long work takes, compared with what there is before it begins.
+//!
+//! Bounds from below: what is refused cannot work, what is not refused may still fail.
+
+use super::Pool;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::train::TrainConfig;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static IGNORED: AtomicBool = AtomicBool::new(false);
+
+/// From now on, nothing is refused for what it seems to need.
+pub fn ignore_needs() {
+    IGNORED.store(true, Ordering::Relaxed);
+}
+
+/// Bytes of an f32.
+const FLOAT: u64 = 4;
+/// Text files are compressed to no less than this fraction by the formats that are read, roughly; tokens are no smaller than
+/// a sixteenth of their text.
+const TOKENS_OF_TEXT: u64 = 16;
+
+impl Pool {
+    /// Refuses training that cannot fit: parameters, gradient and two moments stay in memory, as do the logits of a pass; the
+    /// state and the object go to the disk.
+    pub(super) fn refuse_impossible_training(&self, train: &TrainConfig) -> Result<()> {
+        let model = self.layout.len() as u64 * FLOAT;
+        let rows = (train.micro_batch_size * train.sequence_length) as u64;
+        let hidden = rows * (self.settings.model.vocab_size + self.settings.model.hidden_size) as u64 * FLOAT;
+        refuse_memory("training", model.saturating_mul(4).saturating_add(hidden))?;
+        refuse_disk("training", &self.root, model.saturating_mul(4))
+    }
+
+    /// Refuses scoring that cannot fit: one model in memory.
+    pub(super) fn refuse_impossible_scoring(&self) -> Result<()> {
+        refuse_memory("scoring", self.layout.len() as u64 * FLOAT)
+    }
+
+    /// Refuses to write a model of `bytes` a number at `path` when the disk has no room for it.
+    pub fn refuse_impossible_export(&self, path: &Path, bytes: u64) -> Result<()> {
+        refuse_memory("merging", self.layout.len() as u64 * FLOAT)?;
+        refuse_disk("the model", path, self.layout.len() as u64 * bytes)
+    }
+}
+
+/// Refuses to tokenise files whose tokens cannot fit on the disk.
+pub(super) fn refuse_impossible_tokens(store: &Path, texts: &[PathBuf]) -> Result<()> {
+    let text: u64 = texts.iter().map(|path| files::size(path)).sum();
+    refuse_disk("the tokens", store, text / TOKENS_OF_TEXT)
+}
+
+fn refuse_memory(what: &str, needed: u64) -> Result<()> {
+    match available() {
+        Some(there) if needed > there => refuse(what, needed, there, "memory"),
+        _ => Ok(()),
+    }
+}
+
+fn refuse_disk(what: &str, path: &Path, needed: u64) -> Result<()> {
+    let there = files::room(path)?;
+    if needed > there { refuse(what, needed, there, "disk") } else { Ok(()) }
+}
+
+fn refuse(what: &str, needed: u64, there: u64, of: &str) -> Result<()> {
+    if IGNORED.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{what} needs at least {} of {of}, {} is available; free some, or go on with --ignore-limits",
+        human(needed),
+        human(there)
+    )))
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes; none where there is no such file.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn human(bytes: u64) -> String {
+    let gib = bytes as f64 / f64::from(1 << 30);
+    if gib >= 0.1 { format!("{gib:.1} GiB") } else { format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)) }
+}
