@@ -3,8 +3,9 @@
     families_check.py MIXPOOL
 
 transformers writes a model of each family in shards, MIXPOOL (the program) makes a pool that starts from it and exports
-its seed model, and transformers loads that. Fails unless configs ask for the same model, every tensor is the same to the
-byte and so are the logits.
+its seed model, and transformers loads that. Fails unless configs ask for the same model and name the same special tokens,
+every tensor is the same to the byte and so are the logits. The bare model of GPT-2, whose tensors have no prefix, and
+a tied model with its output matrix stored once more go the same way.
 """
 
 import argparse
@@ -17,8 +18,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from common import tokens
-from families import FAMILIES, SIZES, VOCAB, weight
+from families import FAMILIES, NO_IDS, VOCAB, named, sizes, weight
 
+IDS = NO_IDS | {"bos_token_id": 3, "eos_token_id": [5, 7]}
+GENERATION = {"bos_token_id": 3, "eos_token_id": [5, 7], "temperature": 0.7, "do_sample": True}
 RECIPE = """from: {folder}
 window: 16
 expert: {{learning_rate: 1e-3, tokens: 16, batch_size: 1, sequence_length: 16}}
@@ -27,11 +30,11 @@ expert: {{learning_rate: 1e-3, tokens: 16, batch_size: 1, sequence_length: 16}}
 
 def single(options):
     """A model of the family in float32, with hash-made weights."""
-    options = SIZES | options
+    options = sizes(options) | IDS
     config = AutoConfig.for_model(options.pop("model_type"), **options)
     made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in named(made):
             parameter.copy_(torch.from_numpy(weight(name, tuple(parameter.shape))))
     return made.eval()
 
@@ -64,6 +67,7 @@ for family, options in FAMILIES.items():
         original.save_pretrained(scratch / "original", max_shard_size="30KB")
         shards = len(list((scratch / "original").glob("*.safetensors")))
         assert shards > 1, "one shard is no check of shards"
+        (scratch / "original" / "generation_config.json").write_text(json.dumps(GENERATION))
         write_tokenizer(scratch / "original")
         (scratch / "recipe.yaml").write_text(RECIPE.format(folder=scratch / "original"))
         for command in (["init", scratch / "recipe.yaml"], ["export", "model", "seed", "--out", scratch / "exported"]):
@@ -74,6 +78,10 @@ for family, options in FAMILIES.items():
         )
         assert not any(loading.values()), (family, loading)
         assert type(exported) is type(original), family
+        ids = {name: getattr(exported.config, name) for name in IDS}
+        assert ids == IDS, (family, ids)
+        generation = json.loads((scratch / "exported" / "generation_config.json").read_text())
+        assert generation == GENERATION, (family, generation)
         before, after = original.state_dict(), exported.state_dict()
         assert before.keys() == after.keys(), family
         assert all(torch.equal(before[name], after[name]) for name in before), family

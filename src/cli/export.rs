@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::estimators::{Answer, Cost, Gives};
 use crate::files;
 use crate::merge::average;
-use crate::model::{Checkpoint, write_checkpoint};
+use crate::model::Checkpoint;
 use crate::pool::{Pool, Scored};
 use crate::progress::Observer;
 use crate::report::{ScoreRow, write_csv};
@@ -105,8 +105,7 @@ impl ExportModel {
         let mut values = vec![0f32; pool.layout().len()];
         average(&mut values, pool.layout(), &weighted)?;
         let staging = files::Staging::new(&self.out)?;
-        write_checkpoint(&staging.file("."), &pool.settings().model, pool.layout(), &values)?;
-        pool.copy_tokenizer(&staging)?;
+        pool.write_model(&staging, &values, pool.origin_folder().as_deref())?;
         staging.write("README.md", self.card(pool).as_bytes())?;
         staging.publish(&self.out)?;
         Ok(self.out)

@@ -1,7 +1,7 @@
 //! Checkpoint: the parameters of a model in a Hugging Face folder, mapped for reading or written anew.
 
-use super::config_file::{CONFIG, transformers_config};
 use super::index::{INDEX, Index};
+use super::names::{Names, is_buffer};
 use super::{Layout, ModelConfig};
 use crate::error::{Error, Result};
 use crate::files;
@@ -9,7 +9,7 @@ use crate::kernels::{Floats, weighted_sum};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -20,14 +20,12 @@ const SHOWN: usize = 5;
 /// A header larger than this is refused unread; 100,000 tensors need about 12 MiB.
 const MAX_HEADER: u64 = 16 << 20;
 
-/// Buffers that old Llama checkpoints hold although they follow from the config; `transformers` ignores them too.
-pub(super) const ROTARY_BUFFER: &str = ".rotary_emb.inv_freq";
-
 /// A safetensors file or the shards of one, mapped; their float tensors can be read at any alignment.
 pub struct Checkpoint {
     path: PathBuf,
     files: Vec<(PathBuf, Mmap)>,
     tensors: BTreeMap<String, Entry>,
+    buffers: BTreeMap<String, usize>, // file of what is no parameter, by name
 }
 
 struct Entry {
@@ -60,25 +58,66 @@ impl Checkpoint {
         }
     }
 
+    /// As [`Checkpoint::open`], of a folder from elsewhere: tensors get the names that the family's models have when they are
+    /// saved whole (files of a bare model leave the prefix out), and the output matrix of a tied model is dropped when it
+    /// repeats the embedding.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; [`Error::Input`] when a model that says it is tied has an output matrix of its own.
+    pub fn open_model(folder: &Path, config: &ModelConfig) -> Result<Self> {
+        let mut checkpoint = Self::open(folder)?;
+        let (names, layout) = (Names::of(config), Layout::of(config));
+        let wanted: BTreeSet<&str> = layout.parameters().iter().map(|parameter| parameter.name.as_str()).collect();
+        let heads = [format!("{}.weight", names.output), "lm_head.weight".to_owned()];
+        for name in checkpoint.tensors.keys().cloned().collect::<Vec<_>>() {
+            let prefixed = format!("{}{name}", names.prefix);
+            let meant = if heads.contains(&name) { &heads[0] } else { &prefixed };
+            let is_free = !checkpoint.tensors.contains_key(meant);
+            if !wanted.contains(name.as_str()) && wanted.contains(meant.as_str()) && is_free {
+                let entry = checkpoint.tensors.remove(&name);
+                checkpoint.tensors.extend(entry.map(|entry| (meant.clone(), entry)));
+            }
+        }
+        if config.tie_word_embeddings {
+            heads.iter().try_for_each(|head| checkpoint.drop_tied(head, &format!("{}.weight", names.embedding)))?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Drops an output matrix that repeats the embedding.
+    fn drop_tied(&mut self, head: &str, embedding: &str) -> Result<()> {
+        let (Some(output), Some(table)) = (self.tensors.get(head), self.tensors.get(embedding)) else { return Ok(()) };
+        let bytes = |entry: &Entry| &self.files[entry.file].1[entry.bytes.clone()];
+        if (output.dtype, &output.shape) != (table.dtype, &table.shape) || bytes(output) != bytes(table) {
+            let problem = format!(
+                "'tie_word_embeddings' is true, but '{head}' is not the same as '{embedding}'; set it to false in \
+                 config.json to keep both, or remove '{head}'"
+            );
+            return Err(Error::input(self.path.display(), problem));
+        }
+        self.tensors.remove(head);
+        Ok(())
+    }
+
     /// Maps a safetensors file.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be opened, [`Error::Damaged`] when it is not a valid safetensors file or holds a
     /// tensor that is not f32, bf16 or f16.
     pub fn open_file(path: &Path) -> Result<Self> {
-        let mut checkpoint = Self { path: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self { path: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new(), buffers: BTreeMap::new() };
         checkpoint.add(path)?;
         Ok(checkpoint)
     }
 
     fn open_shards(folder: &Path, path: PathBuf) -> Result<Self> {
         let index = Index::read(folder, &path)?;
-        let mut checkpoint = Self { path, files: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self { path, files: Vec::new(), tensors: BTreeMap::new(), buffers: BTreeMap::new() };
         for shard in index.shards() {
             checkpoint.add(shard)?;
         }
         let held = checkpoint.tensors.iter().map(|(name, entry)| (name.as_str(), entry.file)).collect();
-        index.check(&held)?;
+        index.check(&held, &checkpoint.buffers)?;
         Ok(checkpoint)
     }
 
@@ -94,7 +133,8 @@ impl Checkpoint {
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| damaged(error.to_string()))?;
         let data = header + 8;
         for (name, info) in metadata.tensors() {
-            if name.ends_with(ROTARY_BUFFER) {
+            if is_buffer(&name, &info.shape) {
+                self.buffers.insert(name, self.files.len());
                 continue;
             }
             if !matches!(info.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
@@ -184,14 +224,6 @@ fn pickled(folder: &Path) -> Option<PathBuf> {
         matches!(ending, Some("bin" | "pt" | "pth" | "ckpt"))
     };
     files::list(folder).ok()?.into_iter().find(is_pickled)
-}
-
-/// Writes `config.json` and `model.safetensors` (f32, sorted by name) into `folder`, flushed to the disk.
-///
-/// The bytes depend on the arguments alone. `values` lie in the order of `layout`.
-pub fn write_checkpoint(folder: &Path, config: &ModelConfig, layout: &Layout, values: &[f32]) -> Result<()> {
-    files::write_durably(&folder.join(CONFIG), &files::to_json(&transformers_config(config))?)?;
-    write_tensors(&folder.join(WEIGHTS), layout, values)
 }
 
 /// Writes one safetensors file (f32, sorted by name), flushed to the disk; `values` lie in the order of `layout`.
