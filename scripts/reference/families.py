@@ -1,4 +1,4 @@
-"""Pins every family of models: logits, losses, gradients and the loss of a merge, of transformers' own classes.
+"""Pins every family of models: logits, losses, gradients, the loss of a merge and what linear layers read, of transformers' own classes.
 
 Writes families.json. Each case holds the config.json that transformers writes for it, so reading that is pinned too.
 Everything is float64 throughout; frequencies of scaled rotary positions come from transformers' functions, run in
@@ -8,9 +8,11 @@ float64.
 import json
 
 import torch
+from torch.nn import Linear
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
 
 from common import tensor, tokens, values, write_golden
 
@@ -167,6 +169,24 @@ def loss(made, inputs, targets):
     return logits, cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+def watch(made):
+    """The inputs of every linear layer, by the name of its weight in files, filled by the next forward pass."""
+    inputs = {}
+    for name, parameter in named(made):
+        owners = [m for m in made.modules() if getattr(m, "weight", None) is parameter and isinstance(m, (Linear, Conv1D))]
+        for owner in owners:
+            owner.register_forward_hook(
+                lambda _, args, __, name=name: inputs.__setitem__(name, args[0].detach().flatten(0, 1))
+            )
+    return inputs
+
+
+def gram(x):
+    """Some entries of the mean of x x^T and its trace."""
+    mean = x.T @ x / len(x)
+    return digits([*mean[0, :4].tolist(), mean.trace().item()])
+
+
 def digits(numbers):
     return [float(f"{number:.9g}") for number in numbers]
 
@@ -175,6 +195,7 @@ def case(options):
     rows = torch.from_numpy(tokens(34, vocab=VOCAB)).reshape(2, 17)
     inputs, targets = rows[:, :-1], rows[:, 1:]
     made = model(options)
+    read = watch(made)
     logits, mean = loss(made, inputs, targets)
     mean.backward()
     gradients = {name: parameter.grad.flatten() for name, parameter in named(made)}
@@ -191,6 +212,7 @@ def case(options):
         "logits": digits(logits[1, 15].tolist()),
         "loss": mean.item(),
         "merged_loss": merged,
+        "grams": {name: gram(x) for name, x in read.items()},
         "gradient_norms": dict(zip(gradients, digits(g.norm().item() for g in gradients.values()))),
         "gradient_ways": dict(zip(gradients, digits((g @ directions[name]).item() for name, g in gradients.items()))),
     }

@@ -15,11 +15,13 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from common import tokens
 from families import FAMILIES, NO_IDS, VOCAB, named, sizes, weight
 
+WEIGHTS = "model.safetensors"
 IDS = NO_IDS | {"bos_token_id": 3, "eos_token_id": [5, 7]}
 GENERATION = {"bos_token_id": 3, "eos_token_id": [5, 7], "temperature": 0.7, "do_sample": True}
 RECIPE = """from: {folder}
@@ -60,6 +62,37 @@ parser.add_argument("mixpool", type=Path)
 mixpool = str(parser.parse_args().mixpool.resolve())
 inputs = torch.from_numpy(tokens(16, vocab=VOCAB))[None]
 
+
+
+def through_mixpool(scratch):
+    """Takes the model in `scratch/original` through a pool that starts from it to `scratch/exported`, and loads that."""
+    (scratch / "original" / "generation_config.json").write_text(json.dumps(GENERATION))
+    write_tokenizer(scratch / "original")
+    (scratch / "recipe.yaml").write_text(RECIPE.format(folder=scratch / "original"))
+    for command in (["init", scratch / "recipe.yaml"], ["export", "model", "seed", "--out", scratch / "exported"]):
+        subprocess.run([mixpool, "--pool", scratch / "pool", "--quiet", *command], check=True)
+    exported, loading = AutoModelForCausalLM.from_pretrained(
+        scratch / "exported", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(loading.values()), loading
+    generation = json.loads((scratch / "exported" / "generation_config.json").read_text())
+    assert generation == GENERATION, generation
+    return exported.eval()
+
+
+def compare(family, original, exported):
+    assert type(exported) is type(original), family
+    ids = {name: getattr(exported.config, name) for name in IDS}
+    assert ids == IDS, (family, ids)
+    before, after = original.state_dict(), exported.state_dict()
+    assert before.keys() == after.keys(), family
+    assert all(torch.equal(before[name], after[name]) for name in before), family
+    with torch.no_grad():
+        same = torch.equal(original(inputs).logits, exported(inputs).logits)
+    assert same, f"{family}: other logits"
+    return len(before)
+
+
 for family, options in FAMILIES.items():
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
@@ -67,25 +100,27 @@ for family, options in FAMILIES.items():
         original.save_pretrained(scratch / "original", max_shard_size="30KB")
         shards = len(list((scratch / "original").glob("*.safetensors")))
         assert shards > 1, "one shard is no check of shards"
-        (scratch / "original" / "generation_config.json").write_text(json.dumps(GENERATION))
-        write_tokenizer(scratch / "original")
-        (scratch / "recipe.yaml").write_text(RECIPE.format(folder=scratch / "original"))
-        for command in (["init", scratch / "recipe.yaml"], ["export", "model", "seed", "--out", scratch / "exported"]):
-            subprocess.run([mixpool, "--pool", scratch / "pool", "--quiet", *command], check=True)
+        tensors = compare(family, original, through_mixpool(scratch))
+        in_file = load_file(scratch / "exported" / "model.safetensors")
+        held = {name: tensor for path in (scratch / "original").glob("*.safetensors") for name, tensor in load_file(path).items()}
+        assert in_file.keys() == held.keys() and all(torch.equal(in_file[name], held[name]) for name in held), family
+        print(f"{family}: {shards} shards in, {tensors} tensors and the logits the same")
 
-        exported, loading = AutoModelForCausalLM.from_pretrained(
-            scratch / "exported", dtype=torch.float32, output_loading_info=True
-        )
-        assert not any(loading.values()), (family, loading)
-        assert type(exported) is type(original), family
-        ids = {name: getattr(exported.config, name) for name in IDS}
-        assert ids == IDS, (family, ids)
-        generation = json.loads((scratch / "exported" / "generation_config.json").read_text())
-        assert generation == GENERATION, (family, generation)
-        before, after = original.state_dict(), exported.state_dict()
-        assert before.keys() == after.keys(), family
-        assert all(torch.equal(before[name], after[name]) for name in before), family
-        with torch.no_grad():
-            same = torch.equal(original(inputs).logits, exported.eval()(inputs).logits)
-        assert same, f"{family}: other logits"
-        print(f"{family}: {shards} shards in, {len(before)} tensors and the logits the same")
+with tempfile.TemporaryDirectory() as scratch:
+    scratch = Path(scratch)
+    original = single(FAMILIES["gpt2"])
+    original.save_pretrained(scratch / "original")
+    bare = {name.removeprefix("transformer."): t for name, t in load_file(scratch / "original" / WEIGHTS).items()}
+    bare |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 24, 24).tril() for layer in range(2)}
+    save_file(bare, scratch / "original" / WEIGHTS, {"format": "pt"})
+    compare("gpt2, bare", original, through_mixpool(scratch))
+    print("gpt2: names without prefix and masks in, the same model out")
+
+with tempfile.TemporaryDirectory() as scratch:
+    scratch = Path(scratch)
+    original = single(FAMILIES["smollm"])
+    original.save_pretrained(scratch / "original")
+    held = load_file(scratch / "original" / WEIGHTS)
+    save_file(held | {"lm_head.weight": held["model.embed_tokens.weight"].clone()}, scratch / "original" / WEIGHTS, {"format": "pt"})
+    compare("smollm, tied twice", original, through_mixpool(scratch))
+    print("smollm: the tied matrix twice in, the same model out")

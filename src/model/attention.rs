@@ -1,17 +1,17 @@
 //! Attention half of a block: queries, keys and values of what is read, attention, and its output; and the gradient.
 
+use super::Transformer;
 use super::tap::Tap;
 use super::weights::{Attention, Norm};
-use super::Transformer;
 use crate::error::{Error, Result};
 use crate::kernels::{attention, attention_backward, join_fused, rope, split_fused};
 use candle_core::Tensor;
 
 /// What the backward pass needs of the forward pass.
 pub(super) struct Attended {
-    pub(super) read: Tensor,     // what the projections read
-    pub(super) attended: Tensor, // what the output layer reads
-    projected_q: Option<Tensor>, // before its norm, where it has one
+    pub(super) read: Tensor,        // what the projections read
+    pub(super) output_read: Tensor, // what the output layer reads
+    projected_q: Option<Tensor>,    // before its norm, where it has one
     projected_k: Option<Tensor>,
     q: Tensor,   // rotated, where positions rotate
     k: Tensor,   // as q
@@ -36,7 +36,7 @@ impl Transformer {
         }
         let (attended, lse) = attention(exec, self.config.heads(), lengths, &q, &k, &v)?;
         let out = self.linear(&attended, &w.output)?;
-        Ok((out, Attended { read, attended, projected_q, projected_k, q, k, v, lse }))
+        Ok((out, Attended { read, output_read: attended, projected_q, projected_k, q, k, v, lse }))
     }
 
     /// Takes the gradient of what the half adds, adds those of its weights to `into`, returns that of what it reads.
@@ -50,9 +50,18 @@ impl Transformer {
         tap: &mut Tap<'_, '_>,
     ) -> Result<Tensor> {
         let exec = self.exec;
-        let dattended = tap.linear(&a.attended, &w.output, dout, None, &into.output)?;
-        let (dq, dk, dv) =
-            attention_backward(exec, self.config.heads(), lengths, &a.q, &a.k, &a.v, &a.attended, &a.lse, &dattended)?;
+        let dattended = tap.linear(&a.output_read, &w.output, dout, None, &into.output)?;
+        let (dq, dk, dv) = attention_backward(
+            exec,
+            self.config.heads(),
+            lengths,
+            &a.q,
+            &a.k,
+            &a.v,
+            &a.output_read,
+            &a.lse,
+            &dattended,
+        )?;
         if let Some(table) = &self.rope {
             rope(exec, &dq, table, lengths, true)?;
             rope(exec, &dk, table, lengths, true)?;

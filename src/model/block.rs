@@ -1,10 +1,10 @@
 //! Block: attention and feed-forward layer around the residual stream, with norms before or after them; and the gradient.
 
+use super::Transformer;
 use super::attention::Attended;
 use super::feed_forward::Fed;
 use super::tap::Tap;
 use super::weights::{Block, Norm};
-use super::Transformer;
 use crate::error::Result;
 use crate::kernels::add_assign;
 use candle_core::Tensor;

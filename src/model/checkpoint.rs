@@ -105,7 +105,8 @@ impl Checkpoint {
     /// [`Error::Io`] when it cannot be opened, [`Error::Damaged`] when it is not a valid safetensors file or holds a
     /// tensor that is not f32, bf16 or f16.
     pub fn open_file(path: &Path) -> Result<Self> {
-        let mut checkpoint = Self { path: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new(), buffers: BTreeMap::new() };
+        let mut checkpoint =
+            Self { path: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new(), buffers: BTreeMap::new() };
         checkpoint.add(path)?;
         Ok(checkpoint)
     }

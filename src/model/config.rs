@@ -10,6 +10,7 @@ pub const PRESETS: [&str; 5] = ["pico", "nano", "micro", "small", "smol-135m"];
 
 /// The shape of a model. Field names are those of Hugging Face's `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools)] // Hugging Face's fields
 pub struct ModelConfig {
     /// What the model has beyond Llama, or instead.
     #[serde(default, skip_serializing_if = "Family::is_llama")]

@@ -63,7 +63,8 @@ pub(super) fn read_object(path: &Path) -> Result<(String, Map<String, Value>)> {
 
 /// An error about one of our fields in the spelling of the family.
 fn spelled(error: &serde_json::Error, family: Family) -> String {
-    let spell = |message: String, (theirs, ours): &(&str, &str)| message.replace(&format!("`{ours}`"), &format!("`{theirs}`"));
+    let spell =
+        |message: String, (theirs, ours): &(&str, &str)| message.replace(&format!("`{ours}`"), &format!("`{theirs}`"));
     family.spellings().iter().fold(error.to_string(), spell)
 }
 
@@ -112,7 +113,11 @@ fn rope(fields: &mut Map<String, Value>, family: Family, place: &str) -> Result<
     }
     let of_parameters = |key: &str| parameters.get(key).filter(|value| !value.is_null()).cloned();
     let own = fields.remove("rope_theta");
-    let theta = if family == Family::GptNeox { of_parameters("rope_theta").or(own) } else { own.or(of_parameters("rope_theta")) };
+    let theta = if family == Family::GptNeox {
+        of_parameters("rope_theta").or(own)
+    } else {
+        own.or(of_parameters("rope_theta"))
+    };
     fields.insert("rope_theta".into(), theta.unwrap_or(json!(10_000.0)));
     let own = fields.remove("partial_rotary_factor");
     if family == Family::GptNeox {

@@ -296,17 +296,20 @@ impl ModelConfig {
             let expected = if gelu { "gelu, gelu_new, gelu_fast or gelu_pytorch_tanh" } else { "silu" };
             return refuse(format!("the activation of '{name}' must be {expected}"));
         }
-        if gelu && (self.num_key_value_heads, self.num_attention_heads * self.head_dim) != (self.num_attention_heads, self.hidden_size) {
+        if gelu
+            && (self.num_key_value_heads, self.num_attention_heads * self.head_dim)
+                != (self.num_attention_heads, self.hidden_size)
+        {
             return refuse(format!(
                 "{} heads do not divide a width of {} evenly; every head of '{name}' has its own keys and values",
                 self.num_attention_heads, self.hidden_size
             ));
         }
-        if !self.has_learned_positions() && !(self.rotary_dim() >= 2 && self.rotary_dim() <= self.head_dim && self.rotary_dim().is_multiple_of(2)) {
+        let (turning, head) = (self.rotary_dim(), self.head_dim);
+        let can_turn = (2..=head).contains(&turning) && turning.is_multiple_of(2);
+        if !(can_turn || self.has_learned_positions()) {
             return refuse(format!(
-                "rotary positions turn {} of the {} elements of a head; expected an even number of at least 2",
-                self.rotary_dim(),
-                self.head_dim
+                "rotary positions turn {turning} of the {head} elements of a head; expected an even number of at least 2"
             ));
         }
         if self.sliding_window == Some(0) {

@@ -1,8 +1,8 @@
 //! Feed-forward half of a block: gated by silu, or GELU alone; and the gradient.
 
+use super::Transformer;
 use super::tap::Tap;
 use super::weights::FeedForward;
-use super::Transformer;
 use crate::error::{Error, Result};
 use crate::kernels::{gelu, gelu_backward, swiglu, swiglu_backward};
 use candle_core::Tensor;

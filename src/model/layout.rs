@@ -82,7 +82,9 @@ impl Layout {
             for part in [names.attention_norm, names.feed_forward_norm] {
                 norm(format!("{}.{layer}.{part}", names.blocks), hidden, config.has_layer_norms());
             }
-            for (part, width) in config.head_norms().into_iter().flat_map(|widths| names.head_norms.into_iter().zip(widths)) {
+            for (part, width) in
+                config.head_norms().into_iter().flat_map(|widths| names.head_norms.into_iter().zip(widths))
+            {
                 norm(format!("{}.{layer}.{part}", names.blocks), width, false);
             }
         }
@@ -155,11 +157,13 @@ impl Layout {
         let mut values = Vec::with_capacity(self.len());
         for parameter in &self.parameters {
             if !parameter.decays() {
-                let value = if parameter.name.ends_with(".bias") { 0.0 } else { 1.0 };
+                let is_bias = parameter.name.rsplit('.').next() == Some("bias");
+                let value = if is_bias { 0.0 } else { 1.0 };
                 values.extend(std::iter::repeat_n(value, parameter.len()));
                 continue;
             }
-            let depth = if names.is_residual(&parameter.name) { (2.0 * config.num_hidden_layers as f64).sqrt() } else { 1.0 };
+            let depth =
+                if names.is_residual(&parameter.name) { (2.0 * config.num_hidden_layers as f64).sqrt() } else { 1.0 };
             let mut stream = Stream::new(seed, &format!("init {}", parameter.name));
             values.extend((0..parameter.len()).map(|_| (stream.normal() * 0.02 / depth) as f32));
         }
@@ -188,7 +192,8 @@ fn linear_shapes(config: &ModelConfig) -> Vec<(&'static str, [usize; 2], Role)> 
     let [queries, keys] = [config.num_attention_heads, config.num_key_value_heads].map(|heads| heads * config.head_dim);
     let apart = [queries, keys, keys];
     let widths = if config.turns().is_some() { vec![apart.iter().sum()] } else { apart.to_vec() };
-    let projections = names.projections.iter().zip(widths).map(|(name, width)| (*name, [width, hidden], Role::Projection));
+    let projections =
+        names.projections.iter().zip(widths).map(|(name, width)| (*name, [width, hidden], Role::Projection));
     let entry = names.entry.iter().map(|name| (*name, [inner, hidden], Role::FeedForward));
     projections
         .chain([(names.attention_output, [hidden, queries], Role::AttentionOutput)])

@@ -108,6 +108,7 @@ const MASKS: [&str; 2] = [".attn.bias", ".attention.bias"];
 
 /// Whether a tensor is no parameter but follows from the config.
 pub(super) fn is_buffer(name: &str, shape: &[usize]) -> bool {
-    let is_mask = MASKS.iter().any(|mask| name.ends_with(mask)) && matches!(shape, [1, 1, rows, columns] if rows == columns);
+    let is_mask =
+        MASKS.iter().any(|mask| name.ends_with(mask)) && matches!(shape, [1, 1, rows, columns] if rows == columns);
     is_mask || BUFFERS.iter().any(|buffer| name.ends_with(buffer))
 }

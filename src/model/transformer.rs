@@ -173,10 +173,9 @@ impl Transformer {
             index += 1;
             see(index - 1, input)
         };
-        let x = self
-            .hidden(batch, |Activations { attention: a, feed_forward: f, .. }| {
-                [&a.read, &a.attended, &f.read, &f.active].into_iter().try_for_each(&mut show)
-            })?;
+        let x = self.hidden(batch, |Activations { attention: a, feed_forward: f, .. }| {
+            [&a.read, &a.output_read, &f.read, &f.active].into_iter().try_for_each(&mut show)
+        })?;
         if self.config.tie_word_embeddings { Ok(()) } else { show(&self.norm(&x, &self.weights.norm)?) }
     }
 

@@ -110,6 +110,7 @@ impl Pool {
         if let Some(manifest) = self.manifest(&id)? {
             return Ok(manifest);
         }
+        recipe.model.check_runs()?;
         let _claim = self.claim(&id, name)?;
         if let Some(manifest) = self.manifest(&id)? {
             return Ok(manifest); // finished by another process while we waited for the claim

@@ -45,7 +45,8 @@ impl Adapters {
         let is_target = |name: &str| TARGETS.iter().any(|target| name.ends_with(target));
         let targets: Vec<_> = model.parameters().iter().filter(|parameter| is_target(&parameter.name)).collect();
         if targets.is_empty() {
-            let problem = "adapters go to queries, keys and values that are layers of their own, which this model has not";
+            let problem =
+                "adapters go to queries, keys and values that are layers of their own, which this model has not";
             return Err(Error::Usage(problem.into()));
         }
         let largest = targets.iter().flat_map(|parameter| parameter.shape.iter().copied()).min().unwrap_or(0);

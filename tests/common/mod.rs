@@ -64,7 +64,7 @@ pub(crate) fn values(name: &str, count: usize) -> Vec<f32> {
 /// The reference programs' weights in the order of `layout`: matrices and biases around 0, gains around 1.
 pub(crate) fn weights(layout: &Layout) -> Vec<f32> {
     let tensor = |p: &mixpool::model::Parameter| {
-        let base = if p.decays() || p.name.ends_with(".bias") { 0.0 } else { 1.0 };
+        let base = if p.decays() || p.name.rsplit('.').next() == Some("bias") { 0.0 } else { 1.0 };
         values(&p.name, p.len()).into_iter().map(move |value| base + value)
     };
     layout.parameters().iter().flat_map(tensor).collect()
