@@ -82,6 +82,9 @@ impl Init {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         let pool = Pool::init(&session.pool, &self.recipe, &session.observer)?;
         let parameters = pool.layout().len();
+        if let Err(unknown) = pool.settings().model.check_runs() {
+            session.observer.note(&unknown.to_string());
+        }
         session.observer.note(&format!(
             "pool '{}': models of {parameters} parameters, vocabulary {}; next: register partitions, then train",
             pool.root().display(),

@@ -5,7 +5,7 @@ use super::settings::{FORMAT, ModelChoice, SeedTraining};
 use super::{FOLDERS, POOL, Pool, RecipeFile, Settings, TOKENIZER};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::{Layout, ModelConfig, read_config};
+use crate::model::{Family, Layout, ModelConfig, config_of, read_config};
 use crate::progress::Observer;
 use crate::text::{ReadOptions, StagedTokens, TokenManifest, Tokenizer};
 use crate::train::TrainConfig;
@@ -32,8 +32,12 @@ impl Pool {
     fn create(root: &Path, plan: &Plan, observer: &dyn Observer) -> Result<Self> {
         let staged = plan.stage_tokens(&root.join("tokens"), observer)?;
         let settings = plan.settings(staged.as_ref().map(StagedTokens::manifest));
-        let mut pool = Self { root: root.to_path_buf(), layout: Layout::of(&settings.model), settings };
         let imported = plan.origin.as_deref().map(|origin| Foreign::copy(root, origin, None)).transpose()?;
+        let layout = match (settings.model.model_type, &imported) {
+            (Family::Other, Some(imported)) => imported.checkpoint.layout(), // all that is known of the model
+            _ => Layout::of(&settings.model),
+        };
+        let mut pool = Self { root: root.to_path_buf(), layout, settings };
         let recipe = imported.as_ref().map(|imported| pool.import_recipe(imported));
         pool.settings.origin = recipe.map(|recipe| recipe.id()).transpose()?;
         if root.join(POOL).exists() {
@@ -168,13 +172,20 @@ fn prefix_token(file: &RecipeFile, tokenizer: &Tokenizer, place: &str) -> Result
 /// The shape of the pool's models: a preset with the tokenizer's vocabulary, spelled out, or that of the model in `from`.
 fn model_config(file: &RecipeFile, origin: Option<&Path>, tokenizer: &Tokenizer, place: &str) -> Result<ModelConfig> {
     let vocabulary = tokenizer.vocabulary();
-    let config = match (&file.model, origin) {
+    let mut config = match (&file.model, origin) {
         (Some(ModelChoice::Preset(name)), None) => ModelConfig { vocab_size: vocabulary, ..ModelConfig::preset(name)? },
+        (Some(ModelChoice::Spelled(fields)), None) => config_of(fields.clone().into(), &format!("{place}: model"))?,
         (Some(ModelChoice::Config(config)), None) => config.clone(),
         (None, Some(folder)) => read_config(folder)?,
         _ => return Err(Error::input(place, "give either 'model' (trained from scratch) or 'from' (a model folder)")),
     };
+    if file.model.is_some() {
+        config.check_runs()?;
+    }
     config.check(place)?;
+    if config.model_type == Family::Other && config.vocab_size == 0 {
+        config.vocab_size = vocabulary;
+    }
     if config.vocab_size < vocabulary {
         return Err(Error::Mismatch {
             what: format!("{place}: tokenizer against model"),

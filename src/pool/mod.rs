@@ -43,7 +43,7 @@ pub use watched::Watch;
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::{Checkpoint, Layout};
+use crate::model::{Checkpoint, Family, Layout};
 use crate::progress::Observer;
 use crate::text::{ReadOptions, StagedTokens, TokenFile, Tokenizer};
 use std::path::{Path, PathBuf};
@@ -83,8 +83,11 @@ impl Pool {
         for folder in FOLDERS.into_iter().chain([fitted::FITTED, ESTIMATES]) {
             files::sweep(&root.join(folder))?;
         }
-        let layout = Layout::of(&settings.model);
-        Ok(Self { root: root.to_path_buf(), settings, layout })
+        let mut pool = Self { root: root.to_path_buf(), layout: Layout::of(&settings.model), settings };
+        if let (Family::Other, Some(origin)) = (pool.settings.model.model_type, pool.origin_folder()) {
+            pool.layout = Self::checkpoint(&origin)?.layout(); // all that is known of the model
+        }
+        Ok(pool)
     }
 
     /// The pool's folder.

@@ -5,6 +5,7 @@ use crate::files;
 use crate::model::ModelConfig;
 use crate::train::{Schedule, TrainConfig};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// Version of the pool's files; another version is refused.
@@ -71,13 +72,36 @@ pub struct RecipeFile {
     expecting = "expected the name of a preset (pico, nano, micro, small, smol-135m) or a mapping with these fields of a \
                  config.json: vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, \
                  num_key_value_heads, head_dim, rms_norm_eps, rope_theta, max_position_embeddings, tie_word_embeddings; and, where the model is not plain \
-                 Llama, model_type, rope_scaling, attention_bias, mlp_bias, sliding_window"
+                 Llama, model_type, rope_scaling, attention_bias, mlp_bias, sliding_window; or a mapping with model_type gpt2 or gpt_neox \
+                 and the fields of such a config.json"
 )]
 pub enum ModelChoice {
     /// One of [`crate::model::PRESETS`].
     Preset(String),
+    /// Spelled out in the fields of a family that has names of its own for them.
+    Spelled(FamilyFields),
     /// Spelled out.
     Config(ModelConfig),
+}
+
+/// The fields of a `config.json` whose `model_type` is one that spells them in its own way.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
+pub struct FamilyFields(Map<String, Value>);
+
+impl TryFrom<Map<String, Value>> for FamilyFields {
+    type Error = &'static str;
+
+    fn try_from(fields: Map<String, Value>) -> std::result::Result<Self, Self::Error> {
+        let own = matches!(fields.get("model_type").and_then(Value::as_str), Some("gpt2" | "gpt_neox"));
+        if own { Ok(Self(fields)) } else { Err("expected 'model_type' gpt2 or gpt_neox") }
+    }
+}
+
+impl From<FamilyFields> for Map<String, Value> {
+    fn from(fields: FamilyFields) -> Self {
+        fields.0
+    }
 }
 
 /// `seed:` of a recipe.

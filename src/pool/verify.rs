@@ -147,7 +147,7 @@ impl Pool {
             return Ok(());
         }
         let expected = manifest.files.iter().map(|(name, hash)| (folder.join(name), hash));
-        let single = weights.exists().then_some((weights, &manifest.weights)); // else shards or an adapter, among the files
+        let single = weights.exists().then_some((weights, &manifest.weights)); // else an adapter, whose files are among them
         for (path, hash) in expected.chain(single) {
             if files::hash_file(&path).map_err(Error::missing_is_damage)? != *hash {
                 let remedy = format!("delete '{}' and run 'mixpool train' again", folder.display());
