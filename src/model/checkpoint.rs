@@ -15,8 +15,6 @@ use std::path::{Path, PathBuf};
 
 /// File name of the parameters inside a model folder.
 pub(super) const WEIGHTS: &str = "model.safetensors";
-/// How many differences a refusal lists.
-const SHOWN: usize = 5;
 /// A header larger than this is refused unread; 100,000 tensors need about 12 MiB.
 const MAX_HEADER: u64 = 16 << 20;
 
@@ -162,18 +160,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Mismatch`] with the first differences, expected then got.
     pub fn check(&self, layout: &Layout) -> Result<()> {
-        let differences = layout.differences(&self.layout());
-        if differences.is_empty() {
-            return Ok(());
-        }
-        let mut shown = differences.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
-        if differences.len() > SHOWN {
-            shown.push_str(&format!("; and {} more", differences.len() - SHOWN));
-        }
-        Err(Error::Mismatch {
-            what: format!("'{}' does not fit the pool's model", self.path.display()),
-            differences: shown,
-        })
+        layout.check_against(&self.layout(), &self.path.display().to_string())
     }
 }
 

@@ -19,6 +19,7 @@ mod fitted;
 mod init;
 mod members;
 mod online;
+mod origin;
 mod recipe;
 mod scorer;
 mod scores;

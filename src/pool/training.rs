@@ -1,11 +1,12 @@
 //! Training in the pool: the object of a recipe, trained first when it is missing.
 
+use super::origin::Origin;
 use super::settings::SeedTraining;
 use super::{DataShare, MANIFEST, Manifest, OnlineCost, Partition, Pool, Recipe, Start, TOKENIZER};
 use crate::error::{Error, Result};
 use crate::files::{self, Staging};
 use crate::mixture::Mixture;
-use crate::model::{Checkpoint, write_checkpoint};
+use crate::model::write_checkpoint;
 use crate::progress::Observer;
 use crate::text::{Batches, Share, TokenFile};
 use crate::train::{CurvePoint, State, TrainConfig, Trainer};
@@ -33,20 +34,20 @@ impl Pool {
     }
 
     /// The recipe of a model from elsewhere.
-    pub(super) fn import_recipe(&self, checkpoint: &Checkpoint) -> Result<Recipe> {
-        let weights = checkpoint.content_hash()?;
+    pub(super) fn import_recipe(&self, origin: &Origin) -> Result<Recipe> {
+        let weights = origin.content_hash()?;
         Ok(self.recipe(Start::Imported(weights), Vec::new(), TrainConfig::new(0, 1, 1, 0.0)))
     }
 
     /// Brings a model from elsewhere into the pool.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when its tensors are not those its `config.json` calls for.
-    pub(super) fn import(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let recipe = self.import_recipe(checkpoint)?;
+    /// [`Error::Mismatch`] when its tensors are not those its config calls for.
+    pub(super) fn import(&self, origin: &Origin) -> Result<()> {
+        let recipe = self.import_recipe(origin)?;
         let id = recipe.id()?;
         if self.manifest(&id)?.is_none() {
-            let state = State::fresh(checkpoint.read(&self.layout)?);
+            let state = State::fresh(origin.read(&self.settings.model, &self.layout)?);
             self.publish(&id, &recipe, &state, None, 0.0)?;
         }
         Ok(())
