@@ -46,6 +46,15 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
+    /// The name of something: a text of at most `limit` bytes on one line.
+    pub(super) fn name(&mut self, limit: u64, what: &str) -> Taken<&'a str> {
+        let name = self.text(limit, what)?;
+        if name.is_empty() || name.chars().any(char::is_control) {
+            return Err(format!("{what} is {name:?}, which is no name"));
+        }
+        Ok(name)
+    }
+
     /// A text with its length before it, at most `limit` bytes.
     pub(super) fn text(&mut self, limit: u64, what: &str) -> Taken<&'a str> {
         let length = self.u64(what)?;

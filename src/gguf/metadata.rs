@@ -45,7 +45,7 @@ impl Value {
             Self::Integer(number) => number.to_string(),
             Self::Real(number) => number.to_string(),
             Self::Flag(flag) => flag.to_string(),
-            Self::Text(text) => format!("'{}'", text.chars().take(40).collect::<String>()),
+            Self::Text(text) => format!("{:?}", text.chars().take(40).collect::<String>()),
             Self::Array(array) => format!("a list of {}", array.count),
         }
     }
@@ -121,7 +121,7 @@ pub(super) fn read(cursor: &mut Cursor<'_>, count: u64) -> Result<BTreeMap<Strin
     let mut size = 0;
     for number in 0..count {
         let before = cursor.at();
-        let key = cursor.text(MAX_KEY, &format!("the key of metadata entry {number}"))?;
+        let key = cursor.name(MAX_KEY, &format!("the key of metadata entry {number}"))?;
         let what = format!("metadata '{key}'");
         let value = match cursor.u32(&what)? {
             TEXT => Value::Text(cursor.text(MAX_BYTES as u64, &what)?.to_owned()),

@@ -87,9 +87,9 @@ impl Gguf {
 
     /// A real number of the metadata, if it is there.
     pub fn real(&self, key: &str) -> Result<Option<f64>> {
-        self.entry(key, "a number", |value| match value {
+        self.entry(key, "a finite number", |value| match value {
             Value::Integer(number) => Some(*number as f64),
-            Value::Real(number) => Some(*number),
+            Value::Real(number) => Some(*number).filter(|number| number.is_finite()),
             _ => None,
         })
     }

@@ -75,7 +75,7 @@ pub(super) fn read(
     }
     let mut found = Vec::new();
     for number in 0..count {
-        let name = cursor.text(MAX_NAME, &format!("the name of tensor {number}"))?;
+        let name = cursor.name(MAX_NAME, &format!("the name of tensor {number}"))?;
         let (shape, dtype, size) = describe(cursor, name)?;
         let offset = cursor.u64(&format!("tensor '{name}'"))?;
         if !offset.is_multiple_of(alignment) {

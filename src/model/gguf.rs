@@ -6,7 +6,7 @@
 use super::family::{Family, RopeScaling};
 use super::{Layout, ModelConfig};
 use crate::error::Result;
-use crate::gguf::{Gguf, Value};
+use crate::gguf::{Gguf, TensorInfo, Value};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -54,11 +54,11 @@ const LAYERS: [(&str, &str); 9] = [
 /// [`Error::Input`](crate::error::Error::Input) when it is of an architecture, or has an option, that the transformer does not have, when the metadata
 /// are incomplete, or when they contradict the tensors.
 pub fn read_gguf_config(file: &Gguf) -> Result<ModelConfig> {
-    let name = file.text("general.architecture")?.unwrap_or("(none)");
+    let name = file.text("general.architecture")?.unwrap_or("");
     let known = ARCHITECTURES.iter().find(|(known, _)| *known == name);
     let (_, family) = known.ok_or_else(|| {
         let names = ARCHITECTURES.map(|(name, _)| name).join(", ");
-        file.refuse(format!("'general.architecture' is '{name}', which mixpool cannot run; it runs {names}"))
+        file.refuse(format!("'general.architecture' is {name:?}, which mixpool cannot run; it runs {names}"))
     })?;
     let said = Said { file, architecture: name };
     said.refuse_unsupported()?;
@@ -158,7 +158,7 @@ impl Said<'_> {
                 let key = self.key("rope.scaling.type");
                 return Err(self
                     .file
-                    .refuse(format!("'{key}' is '{other}', which is not supported; expected none or linear")));
+                    .refuse(format!("'{key}' is {other:?}, which is not supported; expected none or linear")));
             }
         };
         Ok(factor.filter(|factor| *factor != 1.0).map(|factor| RopeScaling::Linear { factor }))
@@ -176,7 +176,7 @@ fn check_size(file: &Gguf, config: &ModelConfig) -> Result<()> {
         ("blk.0.ffn_up.weight", config.intermediate_size),
     ];
     for (name, rows) in expected {
-        let found = file.tensors().get(name).map(|tensor| tensor.shape());
+        let found = file.tensors().get(name).map(TensorInfo::shape);
         let found = found.ok_or_else(|| file.refuse(format!("tensor '{name}' is missing")))?;
         if found != [rows, hidden] {
             let problem = format!("tensor '{name}' is {found:?}, expected [{rows}, {hidden}] by the metadata");

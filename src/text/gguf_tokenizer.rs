@@ -63,13 +63,13 @@ const REMEDY: &str = "name the model's own tokenizer.json with 'tokenizer' in th
 /// # Errors
 /// [`Error::Input`] for another kind of tokenizer, an unknown pattern, or lists that are missing or do not fit each other.
 pub fn gguf_tokenizer(file: &Gguf) -> Result<Vec<u8>> {
-    let kind = file.text("tokenizer.ggml.model")?.unwrap_or("(none)");
+    let kind = file.text("tokenizer.ggml.model")?.unwrap_or("");
     let vocabulary = Vocabulary::read(file)?;
     let value = match kind {
         "gpt2" => byte_level(file, &vocabulary)?,
         "llama" => sentence_piece(file, &vocabulary)?,
         other => {
-            let problem = format!("'tokenizer.ggml.model' is '{other}'; gpt2 and llama are understood; {REMEDY}");
+            let problem = format!("'tokenizer.ggml.model' is {other:?}; gpt2 and llama are understood; {REMEDY}");
             return Err(file.refuse(problem));
         }
     };
@@ -150,11 +150,11 @@ impl<'a> Vocabulary<'a> {
 
 /// BPE over bytes written as letters.
 fn byte_level(file: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value> {
-    let pre = file.text("tokenizer.ggml.pre")?.unwrap_or("(none)");
+    let pre = file.text("tokenizer.ggml.pre")?.unwrap_or("");
     let split = SPLITS.iter().find(|(known, _)| *known == pre);
     let (_, split) = split.ok_or_else(|| {
         let known = SPLITS.map(|(name, _)| name).join(", ");
-        file.refuse(format!("'tokenizer.ggml.pre' is '{pre}', which is not known ({known} are); {REMEDY}"))
+        file.refuse(format!("'tokenizer.ggml.pre' is {pre:?}, which is not known ({known} are); {REMEDY}"))
     })?;
     let merges = file.texts("tokenizer.ggml.merges")?;
     let merges = merges.ok_or_else(|| file.refuse(format!("'tokenizer.ggml.merges' is missing; {REMEDY}")))?;
