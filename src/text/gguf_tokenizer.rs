@@ -206,7 +206,8 @@ fn sentence_piece(file: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Value> {
     Ok(vocabulary.tokenizer(model, normalizer, Value::Null, json!({"type": "Sequence", "decoders": decoders})))
 }
 
-/// Every way to make a token of two others; the token of the highest score comes first, as `SentencePiece` merges.
+/// Every way to make a token of two others; the token of the highest score comes first, as `SentencePiece` merges. Equal
+/// scores follow the ids of the parts: with that, Llama 2's list is that of its own `tokenizer.json`.
 fn merges_by_score<'a>(vocabulary: &Vocabulary<'a>, scores: &[f64]) -> Vec<(&'a str, &'a str)> {
     let is_text = |id: usize| !matches!(vocabulary.types[id], CONTROL | USER_DEFINED | UNKNOWN);
     let part = |token: &str| vocabulary.ids.get(token).copied().filter(|id| is_text(*id));
@@ -215,10 +216,10 @@ fn merges_by_score<'a>(vocabulary: &Vocabulary<'a>, scores: &[f64]) -> Vec<(&'a 
         for (at, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(at);
             if let (Some(first), Some(second)) = (part(left), part(right)) {
-                merges.push((scores[id], id, first, second, left, right));
+                merges.push((scores[id], first, second, left, right));
             }
         }
     }
-    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2, a.3).cmp(&(b.1, b.2, b.3))));
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
     merges.into_iter().map(|(.., left, right)| (left, right)).collect()
 }
