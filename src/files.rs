@@ -49,6 +49,17 @@ pub fn hash_file(path: &Path) -> Result<String> {
     }
 }
 
+/// The whole content of a regular file that may be anyone's.
+///
+/// # Errors
+/// [`Error::Input`] when it is no regular file: a pipe would never end.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    if !fs::metadata(path).map_err(Error::io("read", path))?.is_file() {
+        return Err(Error::input(path.display(), "not a regular file"));
+    }
+    fs::read(path).map_err(Error::io("read", path))
+}
+
 /// The whole content of a text file.
 pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(Error::io("read", path))

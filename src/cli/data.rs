@@ -70,6 +70,8 @@ impl TokenizerCommand {
 ///   expert:                    # one per unit of every partition
 ///     tokens: 200k             # default: one pass over the unit
 ///     learning_rate: 3e-4      # constant and small: what keeps experts mergeable
+///
+/// `from: model.gguf`, or a Hugging Face folder, in place of model, tokenizer and seed starts from a pretrained model.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 #[allow(clippy::doc_markdown)] // a recipe as it is written

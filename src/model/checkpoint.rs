@@ -16,8 +16,6 @@ use std::sync::Arc;
 
 /// File name of the parameters inside a model folder.
 pub(super) const WEIGHTS: &str = "model.safetensors";
-/// How many differences a refusal lists.
-const SHOWN: usize = 5;
 
 /// A safetensors file or the shards of one, mapped, with a low-rank update where the model is one on top of another; its
 /// tensors can be read at any alignment. Clones share the maps.
@@ -184,18 +182,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Mismatch`] with the first differences, expected then got.
     pub fn check(&self, layout: &Layout) -> Result<()> {
-        let differences = layout.differences(&self.layout());
-        if differences.is_empty() {
-            return Ok(());
-        }
-        let mut shown = differences.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
-        if differences.len() > SHOWN {
-            shown.push_str(&format!("; and {} more", differences.len() - SHOWN));
-        }
-        Err(Error::Mismatch {
-            what: format!("'{}' does not fit the pool's model", self.path.display()),
-            differences: shown,
-        })
+        layout.check_against(&self.layout(), &self.path.display().to_string())
     }
 }
 

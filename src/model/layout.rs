@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+/// How many differences a refusal lists.
+const SHOWN: usize = 5;
+
 /// One named tensor inside the flat vector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parameter {
@@ -183,6 +186,22 @@ impl Layout {
         });
         let unexpected = got.keys().filter(|name| !expected.contains_key(*name));
         missing_or_different.chain(unexpected.map(|name| format!("tensor '{name}' is not expected"))).collect()
+    }
+
+    /// Refuses the tensors of the file called `place` when they are not those of this layout.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with the first differences, expected then got.
+    pub(super) fn check_against(&self, other: &Self, place: &str) -> Result<()> {
+        let differences = self.differences(other);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let mut shown = differences.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+        if differences.len() > SHOWN {
+            shown.push_str(&format!("; and {} more", differences.len() - SHOWN));
+        }
+        Err(Error::Mismatch { what: format!("'{place}' does not fit the pool's model"), differences: shown })
     }
 }
 

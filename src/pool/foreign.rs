@@ -7,11 +7,12 @@ use super::training::WEIGHTS;
 use super::{Pool, TOKENIZER};
 use crate::error::{Error, Result};
 use crate::files::{self, Staging};
+use crate::gguf::Gguf;
 use crate::model::{
-    ADAPTER_FILES, Checkpoint, FloatType, Layout, LowRankUpdate, ModelConfig, read_config, write_description,
-    write_stored,
+    ADAPTER_FILES, Checkpoint, FloatType, Layout, LowRankUpdate, ModelConfig, read_config, read_gguf, read_gguf_config,
+    write_description, write_stored, write_tensors,
 };
-use crate::text::Tokenizer;
+use crate::text::{Tokenizer, gguf_tokenizer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -33,7 +34,7 @@ pub(super) struct Foreign {
 }
 
 impl Foreign {
-    /// Copies a model folder, or an adapter of `base`, beside the objects of the pool at `root`.
+    /// Copies a model folder, a GGUF file, or an adapter of `base`, beside the objects of the pool at `root`.
     ///
     /// A model becomes one file, sorted by name, under the names of a whole model of its family; an adapter stays as it is.
     ///
@@ -41,12 +42,14 @@ impl Foreign {
     /// [`Error::Input`] when a file is not what it should be, named by its place outside the pool; [`Error::Mismatch`] when an
     /// adapter does not fit its base.
     pub(super) fn copy(root: &Path, source: &Path, base: Option<(&Checkpoint, bool)>) -> Result<Self> {
-        if !source.is_dir() {
-            let problem = "no such folder; expected a model folder (config.json, model.safetensors) or an adapter's";
+        if !source.exists() {
+            let problem = "no such file or folder; expected a model folder (config.json, model.safetensors), an adapter's, or a \
+                           GGUF file";
             return Err(Error::input(source.display(), problem));
         }
         let staging = Staging::new(&root.join("objects").join("foreign"))?;
         let foreign = match (LowRankUpdate::is_in(source), base) {
+            _ if source.is_file() => return Self::gguf(staging, source),
             (false, _) => Self::model(staging, source),
             (true, Some((base, tied))) => Self::adapter(staging, source, base, tied),
             (true, None) => {
@@ -83,6 +86,18 @@ impl Foreign {
         Ok(Self { source: source.to_path_buf(), staging, checkpoint, config: Some(config), hash })
     }
 
+    /// Values come dequantised, to f32.
+    fn gguf(staging: Staging, source: &Path) -> Result<Self> {
+        let file = Gguf::open(source)?;
+        let config = read_gguf_config(&file)?;
+        let layout = Layout::of(&config);
+        write_tensors(&staging.file(WEIGHTS), &layout, &read_gguf(&file, &config, &layout)?)?;
+        write_description(&staging.file("."), &config, FloatType::Float32, None)?;
+        let checkpoint = Checkpoint::open(&staging.file("."))?;
+        let hash = files::hash_file(source)?;
+        Ok(Self { source: source.to_path_buf(), staging, checkpoint, config: Some(config), hash })
+    }
+
     fn adapter(staging: Staging, source: &Path, base: &Checkpoint, tied: bool) -> Result<Self> {
         let copied = ADAPTER_FILES.map(|name| files::copy(&source.join(name), &staging.file(name)));
         let hashes = copied.into_iter().collect::<Result<Vec<_>>>()?;
@@ -107,12 +122,11 @@ impl Foreign {
     /// Everything in which the model differs from those of the pool: tensors, config, tokenizer.
     ///
     /// # Errors
-    /// [`Error::Input`] when the tokenizer beside it cannot be read.
+    /// [`Error::Input`] when its tokenizer cannot be read.
     pub(super) fn differences(&self, pool: &Pool) -> Result<Vec<String>> {
         let mut differences = pool.layout.differences(&self.checkpoint.layout());
         differences.extend(self.config.iter().flat_map(|config| config_differences(&pool.settings.model, config)));
-        let tokenizer = self.source.join(TOKENIZER);
-        if tokenizer.exists() && !is_same_tokenizer(&pool.root.join(TOKENIZER), &tokenizer)? {
+        if !is_same_tokenizer(pool, &self.source)? {
             differences.push(format!("'{TOKENIZER}' gives other ids than the pool's"));
         }
         Ok(differences)
@@ -135,14 +149,24 @@ fn config_differences(expected: &ModelConfig, got: &ModelConfig) -> Vec<String> 
     pairs.map(|(name, expected, got)| format!("'{name}' expected {expected}, got {got}")).collect()
 }
 
-/// Whether two tokenizers give every text the same ids: equal files, or equal but for what is not about ids.
-fn is_same_tokenizer(ours: &Path, theirs: &Path) -> Result<bool> {
-    if Tokenizer::load(ours)?.hash() == Tokenizer::load(theirs)?.hash() {
+/// Whether a model's tokenizer, if it has one, gives every text the ids of the pool's: an equal file, or one that is equal
+/// but for what is not about ids.
+fn is_same_tokenizer(pool: &Pool, source: &Path) -> Result<bool> {
+    let path = source.join(TOKENIZER);
+    let theirs = if source.is_file() {
+        gguf_tokenizer(&Gguf::open(source)?)?
+    } else if path.exists() {
+        std::fs::read(&path).map_err(Error::io("read", &path))?
+    } else {
+        return Ok(true);
+    };
+    if Tokenizer::from_json(&theirs, &path.display().to_string())?.hash() == pool.settings.tokenizer {
         return Ok(true);
     }
-    let [ours, theirs] = [ours, theirs].map(|path| -> Result<Value> {
-        let mut value: Value = serde_json::from_str(&files::read_text(path)?)
-            .map_err(|error| Error::input(path.display(), error.to_string()))?;
+    let ours = files::read_text(&pool.root.join(TOKENIZER))?;
+    let [ours, theirs] = [ours.as_bytes(), &theirs].map(|bytes| -> Result<Value> {
+        let mut value: Value =
+            serde_json::from_slice(bytes).map_err(|error| Error::input(path.display(), error.to_string()))?;
         if let Value::Object(fields) = &mut value {
             for about_batches in ["truncation", "padding", "version"] {
                 fields.remove(about_batches);

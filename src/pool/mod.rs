@@ -21,6 +21,7 @@ mod foreign;
 mod init;
 mod members;
 mod online;
+mod origin;
 mod recipe;
 mod scorer;
 mod scores;

@@ -51,7 +51,8 @@ pub struct SeedTraining {
 pub struct RecipeFile {
     /// A preset's name, or a mapping with the fields of `config.json`; for a model trained from scratch.
     pub model: Option<ModelChoice>,
-    /// A model folder to start from, relative to the recipe: an object of a pool, or a model in Hugging Face's form.
+    /// A model to start from, relative to the recipe: the folder of an object of a pool or of a model in Hugging Face's
+    /// form, or a GGUF file.
     pub from: Option<PathBuf>,
     /// Path of `tokenizer.json`, relative to the recipe (default: that of `from`).
     pub tokenizer: Option<PathBuf>,

@@ -2,6 +2,7 @@
 
 mod batches;
 mod documents;
+mod gguf_tokenizer;
 mod lines;
 mod tokenizer;
 mod tokens;
@@ -9,6 +10,7 @@ mod windows;
 
 pub use batches::{Batch, Batches, Share};
 pub use documents::{Document, ReadOptions, read_documents};
+pub use gguf_tokenizer::{gguf_prefix, gguf_tokenizer};
 pub use tokenizer::Tokenizer;
 pub use tokens::{DocumentEntry, StagedTokens, TokenFile, TokenManifest};
 pub use windows::{Window, rolling_windows};

@@ -73,16 +73,23 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Io`] when it cannot be read, [`Error::Input`] when the `tokenizers` crate does not accept it.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        Self::from_json(&std::fs::read(path).map_err(Error::io("read", path))?, &path.display().to_string())
+    }
+
+    /// The tokenizer whose `tokenizer.json` has these bytes; `place` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the `tokenizers` crate does not accept it.
+    pub fn from_json(bytes: &[u8], place: &str) -> Result<Self> {
         // A damaged merge list can make the crate panic; that is the file's fault and said so.
-        let loaded = guarded("the tokenizers library failed on it", || Inner::from_bytes(&bytes))
+        let loaded = guarded("the tokenizers library failed on it", || Inner::from_bytes(bytes))
             .and_then(without_cutting_and_padding)
             .map_err(|error| {
                 let problem = format!("not a tokenizer.json that this version of 'tokenizers' can read: {error}");
-                Error::input(path.display(), problem)
+                Error::input(place, problem)
             })?;
         let prefix = PREFIXES.iter().find_map(|token| loaded.token_to_id(token));
-        Ok(Self { inner: loaded, hash: files::hash(&bytes), prefix })
+        Ok(Self { inner: loaded, hash: files::hash(bytes), prefix })
     }
 
     /// BLAKE3 of `tokenizer.json`.
