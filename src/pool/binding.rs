@@ -1,11 +1,11 @@
 //! Binding: the names of a pool, each a small file that points to immutable tokens.
 
-use super::Pool;
+use super::{Pool, QUARANTINE};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::mixture::{check_name, unknown};
 use crate::progress::Observer;
-use crate::text::{ReadOptions, StagedTokens, TokenFile};
+use crate::text::{BadRecordCounts, ReadOptions, StagedTokens, TokenFile};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -22,6 +22,9 @@ pub struct Partition {
     /// How it was filtered from another partition; none when it was registered from files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filtered: Option<Provenance>,
+    /// Records of its files that were left out when it was registered; none when all were good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bad_records: Option<BadRecordCounts>,
 }
 
 /// How a partition was filtered from another.
@@ -46,6 +49,9 @@ pub struct EvalBinding {
     pub name: String,
     /// Hash of its token file.
     pub tokens: String,
+    /// Records of its files that were left out when it was added; none when all were good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bad_records: Option<BadRecordCounts>,
 }
 
 /// Whether `register` found something new.
@@ -78,11 +84,19 @@ impl Pool {
         }
         let tokens = staged.open()?;
         let units = tokens.split(units)?.into_iter().map(|unit| (unit.start, unit.end)).collect();
-        let partition =
-            Partition { name: name.to_owned(), tokens: staged.manifest().hash.clone(), units, filtered: None };
+        let mut partition = Partition {
+            name: name.to_owned(),
+            tokens: staged.manifest().hash.clone(),
+            units,
+            filtered: None,
+            bad_records: staged.bad_records().cloned(),
+        };
         self.refuse_small_units(&partition, &tokens)?;
         for eval in self.eval_names()? {
             refuse_overlap(&tokens, &self.tokens(&self.eval_binding(&eval)?.tokens)?, name, &eval)?;
+        }
+        if let Some(bound) = self.partitions()?.remove(name) {
+            partition.bad_records = bound.bad_records; // the same documents from files of another quality are the same
         }
         let outcome = self.bind("partitions", name, &partition, staged)?;
         Ok((partition, outcome))
@@ -102,7 +116,8 @@ impl Pool {
         let staged = StagedTokens::select(&self.root.join("tokens"), &self.tokens(&filtered.tokens)?, documents)?;
         let (tokens, hash) = (staged.open()?, staged.manifest().hash.clone());
         let units = vec![(0, documents.len())];
-        let partition = Partition { name: name.to_owned(), tokens: hash, units, filtered: Some(filtered) };
+        let partition =
+            Partition { name: name.to_owned(), tokens: hash, units, filtered: Some(filtered), bad_records: None };
         self.refuse_small_units(&partition, &tokens)?;
         let outcome = self.bind("partitions", name, &partition, staged)?;
         Ok((partition, outcome))
@@ -125,12 +140,16 @@ impl Pool {
             return Err(Error::input(format!("eval set '{name}'"), "no token to score; every document is empty"));
         }
         let held_out = staged.open()?;
-        let binding = EvalBinding { name: name.to_owned(), tokens: staged.manifest().hash.clone() };
+        let (tokens, bad_records) = (staged.manifest().hash.clone(), staged.bad_records().cloned());
+        let mut binding = EvalBinding { name: name.to_owned(), tokens, bad_records };
         for partition in self.partitions()?.values() {
             refuse_overlap(&self.tokens(&partition.tokens)?, &held_out, &partition.name, name)?;
         }
         if let Some(seed) = &self.settings.seed {
             refuse_overlap(&self.tokens(&seed.tokens)?, &held_out, "seed", name)?;
+        }
+        if self.eval_names()?.iter().any(|known| known == name) {
+            binding.bad_records = self.eval_binding(name)?.bad_records;
         }
         let outcome = self.bind("evals", name, &binding, staged)?;
         Ok((binding, outcome))
@@ -159,7 +178,7 @@ impl Pool {
         kind: &str,
         name: &str,
         value: &T,
-        tokens: StagedTokens,
+        mut tokens: StagedTokens,
     ) -> Result<Outcome> {
         let path = self.root.join(kind).join(format!("{name}.json"));
         let bound = path.exists();
@@ -168,6 +187,9 @@ impl Pool {
                 "'{name}' is already registered with other content; choose another name, or delete '{}' first",
                 path.display()
             )));
+        }
+        if let Some(quarantine) = tokens.take_quarantine() {
+            quarantine.publish(&self.root.join(QUARANTINE).join(format!("{kind}-{name}.jsonl")))?;
         }
         tokens.publish()?; // also when the name is bound: a damaged folder is replaced
         if bound {

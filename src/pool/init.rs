@@ -1,7 +1,7 @@
 //! Init: a pool made from a recipe file, or opened when an equal one is there.
 
-use super::settings::{FORMAT, ModelChoice, SeedTraining};
-use super::{FOLDERS, POOL, Pool, RecipeFile, Settings, TOKENIZER};
+use super::settings::{FORMAT, ModelChoice, SeedSection, SeedTraining};
+use super::{FOLDERS, POOL, Pool, QUARANTINE, RecipeFile, Settings, TOKENIZER};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{Checkpoint, Layout, ModelConfig, read_config};
@@ -27,7 +27,7 @@ impl Pool {
     }
 
     fn create(root: &Path, plan: &Plan, observer: &dyn Observer) -> Result<Self> {
-        let staged = plan.stage_tokens(&root.join("tokens"), observer)?;
+        let mut staged = plan.stage_tokens(&root.join("tokens"), observer)?;
         let settings = plan.settings(staged.as_ref().map(StagedTokens::manifest));
         let mut pool = Self { root: root.to_path_buf(), layout: Layout::of(&settings.model), settings };
         let imported = plan.origin.as_deref().map(Checkpoint::open).transpose()?;
@@ -42,6 +42,9 @@ impl Pool {
         // Nothing is visible before this line; what is there already is kept, what is damaged is mended.
         for folder in FOLDERS {
             files::create_folder(&root.join(folder))?;
+        }
+        if let Some(quarantine) = staged.as_mut().and_then(StagedTokens::take_quarantine) {
+            quarantine.publish(&root.join(QUARANTINE).join("seed.jsonl"))?;
         }
         staged.map(StagedTokens::publish).transpose()?;
         publish_unless_equal(&root.join(TOKENIZER), &plan.tokenizer_json)?;
@@ -99,13 +102,11 @@ impl Plan {
         let model = model_config(&file, origin.as_deref(), &tokenizer, &place)?;
         let lengths = seed.iter().chain([&expert]).map(|train| train.sequence_length);
         model.check_context(lengths.fold(window, usize::max), &place)?;
-        let text_field = file.seed.as_ref().map(|seed| seed.text_field.clone());
-        let defaults = ReadOptions::default();
         Ok(Self {
             prefix_token: prefix_token(&file, &tokenizer, &place)?,
             model,
             tokenizer_json: std::fs::read(&tokenizer_path).map_err(Error::io("read", &tokenizer_path))?,
-            text: ReadOptions { text_field: text_field.unwrap_or(defaults.text_field), ..defaults },
+            text: file.seed.as_ref().map(SeedSection::read_options).unwrap_or_default(),
             place,
             sources,
             origin,
@@ -125,6 +126,9 @@ impl Plan {
         let staged = StagedTokens::of(store, sources, text, tokenizer, model.vocab_size, observer)?;
         if staged.manifest().n_tokens == 0 {
             return Err(Error::input(&self.place, "the files in 'seed.files' hold no token"));
+        }
+        if let Some(bad) = staged.bad_records() {
+            observer.note(&format!("seed: {bad}"));
         }
         Ok(Some(staged))
     }
