@@ -2,6 +2,7 @@
 //! damaged ones are refused.
 
 mod common;
+mod world;
 
 use common::{golden, ids};
 use mixpool::error::{Error, Result};
@@ -12,6 +13,7 @@ use mixpool::text::{
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use world::{RECIPE, World, jsonl};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/formats").join(name)
@@ -304,4 +306,120 @@ fn parquet_footers_are_not_believed() {
     assert_refused(read(b"PAR1\x04\x00\x00\x00PARE"), &["encrypted"]);
     // A list that claims 2^31 - 1 entries, in a footer of seven bytes.
     assert_refused(read(b"PAR1\x29\xfc\xff\xff\xff\xff\x07\x07\x00\x00\x00PAR1"), &["corrupt"]);
+}
+
+#[test]
+fn a_flawed_document_of_a_text_file_is_left_out_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.txt");
+    fs::write(&path, b"one\n\x1e\nt\xffo\nstill two\n\x1e\nthree\n\x1e\n0123456789\n0123456789\n\x1e\nfive").unwrap();
+    let options = ReadOptions { max_document_bytes: 15, ..ReadOptions::default() };
+    let (mut texts, mut bad) = (Vec::new(), Vec::new());
+    read_records(&path, &options, &mut |record| {
+        match record {
+            Ok(document) => texts.push(document.text),
+            Err(record) => bad.push((record.kind, record.bytes)),
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(texts, ["one", "three", "five"]);
+    assert_eq!(bad, [("not UTF-8", b"t\xffo\n".to_vec()), ("too long", b"0123456789\n".to_vec())]);
+}
+
+/// A pool whose tokenizer is that of the fixtures.
+fn pool_of_fixtures() -> World {
+    let world = World::texts();
+    fs::copy(fixture("tokenizer.json"), world.path("tokenizer.json")).unwrap();
+    world.ok("init recipe.yaml");
+    world
+}
+
+#[test]
+fn text_tables_and_token_ids_make_the_same_partition() {
+    let world = pool_of_fixtures();
+    let (texts, ..) = expected();
+    world.write("docs.jsonl", jsonl(&texts, "text"));
+    world.ok("register text docs.jsonl");
+    let hash = |name: &str| world.tokens(&format!("partitions/{name}"));
+    for (name, file, options) in [
+        ("memmap", "memmap.bin", "--token-dtype u16"),
+        ("headerless", "headerless.npy", "--token-dtype u32 --end-token <|endoftext|>"),
+        ("flat", "flat-i4.npy", ""),
+        ("rows", "rows.npy", ""),
+        ("saved", "saved", ""),
+        ("nested", "file.arrow", "--text-field page.body"),
+        ("parquet", "snappy.parquet", ""),
+    ] {
+        if name != "parquet" || !PARQUET.is_empty() {
+            world.ok(&format!("register {name} {} {options}", fixture(file).display()));
+            assert_eq!(hash(name), hash("text"), "{name}");
+        }
+    }
+    let binding = world.read("pool/partitions/memmap.json");
+    assert!(!binding.contains("bad_records"), "{binding}");
+    let rows = fixture("rows.npy");
+    world.refused(&format!("eval-set held {}", rows.display()), 1, &["24 document(s) are in both"]);
+    world.refused(
+        &format!("tokenizer train {} --vocab 300 --out t.json", rows.display()),
+        1,
+        &["where text is needed"],
+    );
+}
+
+#[test]
+fn bad_records_stop_a_registration_or_are_counted_and_kept() {
+    let world = pool_of_fixtures();
+    let (texts, ..) = expected();
+    let good = jsonl(&texts, "text");
+    let bad = [b"{\"text\": oops}\n{\"txt\": 1}\n{\"text\": \"a\xffb\"}\n\0\n".as_slice(), &good].concat();
+    world.write("good.jsonl", &good);
+    world.write("bad.jsonl", &bad);
+    world.refused("register x bad.jsonl", 1, &["bad.jsonl:1:10: expected value"]);
+    world.refused("register x good.jsonl bad.jsonl --on-bad-record fail", 1, &["bad.jsonl:1:10"]);
+    let counts = "(1 binary, 1 no text field, 1 not JSON, 1 not UTF-8)";
+    let ran = world.run("register skipped bad.jsonl --on-bad-record skip");
+    assert!(ran.stderr.contains(&format!("4 bad record(s) skipped {counts}")), "{ran:?}");
+    world.ok("register clean good.jsonl");
+    assert_eq!(world.tokens("partitions/skipped"), world.tokens("partitions/clean"));
+    assert!(!world.path("pool/quarantine").exists());
+
+    let ran = world.run("register kept bad.jsonl --on-bad-record quarantine");
+    assert!(ran.stderr.contains(&format!("4 bad record(s) quarantined {counts}")), "{ran:?}");
+    let kept: Vec<Value> = world
+        .read("pool/quarantine/partitions-kept.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let column = |name: &str| kept.iter().map(|bad| bad[name].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(column("kind"), ["not JSON", "no text field", "not UTF-8", "binary"]);
+    assert_eq!(column("place"), ["bad.jsonl:1:10", "bad.jsonl:2", "bad.jsonl:3", "bad.jsonl"]);
+    assert_eq!(column("bytes")[2], "7b2274657874223a202261ff62227d0a"); // {"text": "a\xffb"}\n
+    let binding: Value = serde_json::from_str(&world.read("pool/partitions/kept.json")).unwrap();
+    assert_eq!(binding["bad_records"]["policy"], "quarantine");
+    assert_eq!(binding["bad_records"]["kinds"]["not JSON"], 1);
+
+    let before = world.pool();
+    world.ok("register kept bad.jsonl --on-bad-record quarantine");
+    world.ok("register kept good.jsonl");
+    assert_eq!(world.pool(), before, "the same documents are the same partition");
+
+    world.write("held.jsonl", [b"[]\n".as_slice(), &jsonl(&["held out".into()], "text")].concat());
+    world.ok("eval-set held held.jsonl --on-bad-record quarantine");
+    assert_eq!(world.read("pool/quarantine/evals-held.jsonl").lines().count(), 1);
+}
+
+#[test]
+fn a_seed_reads_folders_and_suffers_bad_records_too() {
+    let world = pool_of_fixtures();
+    fs::create_dir(world.path("corpus")).unwrap();
+    let (texts, ..) = expected();
+    world.write("corpus/a.jsonl", jsonl(&texts, "text"));
+    world.write("corpus/b.jsonl", [b"oops\n".as_slice(), &jsonl(&texts[..2], "text")].concat());
+    world.write("other.yaml", RECIPE.replace("[general.txt]", "[corpus]\n  on_bad_record: quarantine"));
+    let ran = world.run("--pool other init other.yaml");
+    assert!(ran.stderr.contains("seed: 1 bad record(s) quarantined (1 not JSON)"), "{ran:?}");
+    assert_eq!(world.read("other/quarantine/seed.jsonl").lines().count(), 1);
+    world.write("none.yaml", RECIPE.replace("general.txt", "'*.none'"));
+    world.refused("--pool none init none.yaml", 1, &["*.none", "no file matches"]);
 }

@@ -41,7 +41,7 @@ struct TextArgs {
     /// What to do about records without usable text
     #[arg(long, value_enum, default_value_t)]
     on_bad_record: BadRecordArg,
-    /// Type of the ids in files of token ids that have no NumPy header; it is never guessed
+    /// Type of the ids in files of token ids that have no `NumPy` header; it is never guessed
     #[arg(long, value_enum, value_name = "TYPE")]
     token_dtype: Option<TokenTypeArg>,
     /// Token that ends the documents in files of token ids [default: the tokenizer's EOS]

@@ -1,9 +1,9 @@
-//! Npy: the header of a NumPy array file, versions 1 to 3, as NumPy's format description defines it.
+//! Npy: the header of a `NumPy` array file, versions 1 to 3, as `NumPy`'s format description defines it.
 
 use super::TokenType;
 use std::io::Read;
 
-/// What a NumPy file begins with.
+/// What a `NumPy` file begins with.
 pub(super) const MAGIC: &[u8; 6] = b"\x93NUMPY";
 /// The longest header accepted.
 const MAX_HEADER: usize = 1 << 16;

@@ -158,10 +158,12 @@ fn refuse_dictionary(folder: &Path) -> Error {
     let path = folder.join(DICTIONARY);
     let splits = files::read_text(&path).ok().and_then(|text| serde_json::from_str::<Dictionary>(&text).ok());
     let named = splits.filter(|splits| !splits.splits.is_empty()).map_or("its subfolders".to_owned(), |splits| {
-        splits.splits.iter().map(|split| format!("'{}'", folder.join(split).display().to_string().escape_debug())).collect::<Vec<_>>().join(", ")
+        splits
+            .splits
+            .iter()
+            .map(|split| format!("'{}'", folder.join(split).display().to_string().escape_debug()))
+            .collect::<Vec<_>>()
+            .join(", ")
     });
-    Error::input(
-        folder.display(),
-        format!("holds several data sets; name the one that is meant: {}", named.escape_debug()),
-    )
+    Error::input(folder.display(), format!("holds several data sets; name the one that is meant: {named}"))
 }

@@ -1,4 +1,4 @@
-//! Token array: documents that arrive as token ids, in headerless memory maps and NumPy files.
+//! Token array: documents that arrive as token ids, in headerless memory maps and `NumPy` files.
 
 use super::npy::{self, Header};
 use super::{ReadOptions, Tokenizer};
@@ -42,7 +42,7 @@ impl TokenType {
         }
     }
 
-    /// The type that NumPy calls so, without its byte order.
+    /// The type that `NumPy` calls so, without its byte order.
     pub(super) fn of_numpy(kind: &str) -> Option<Self> {
         Some(match kind {
             "u1" => Self::U8,
@@ -122,7 +122,7 @@ pub struct TokenDocument {
 
 /// Reads a file of token ids and hands its documents to `each` one at a time, in order.
 ///
-/// A file that begins as NumPy's do tells its type and shape: every row of two dimensions is a document, one dimension is cut at
+/// A file that begins as `NumPy`'s do tells its type and shape: every row of two dimensions is a document, one dimension is cut at
 /// the end token. Any other file is ids and nothing else, of the type that `options` state. Empty documents are left out.
 ///
 /// # Errors
@@ -250,7 +250,7 @@ impl Ids {
             );
             return Err(Error::input(self.path.display(), problem));
         }
-        self.has_zeros &= self.read % 2 == 0 || number == 0;
+        self.has_zeros &= self.read.is_multiple_of(2) || number == 0;
         self.read += 1;
         self.left -= 1;
         Ok(Some(number as u32))
