@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 mixpool, pool = sys.argv[1:]
 FORMATS = {
-    "csv": lambda path: pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip"),
+    "csv": lambda path: pd.read_csv(path, keep_default_na=False, na_values=[""]),
     "json": lambda path: pd.read_json(path, precise_float=True),
     "jsonl": lambda path: pd.read_json(path, lines=True, precise_float=True),
     "parquet": pd.read_parquet,
