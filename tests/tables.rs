@@ -5,7 +5,6 @@ mod world;
 use mixpool::search::NumberTable;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 use world::World;
 
@@ -107,7 +106,7 @@ fn a_parquet_table_has_the_numbers_of_the_csv() {
     world.ok("score code wiki"); // so that both read the same stored scores
     world.ok("score code wiki --out scores.parquet");
     let csv = rows(&world.ok("score code wiki --format csv"));
-    let reader = SerializedFileReader::new(fs::File::open(world.path("scores.parquet")).unwrap()).unwrap();
+    let reader = SerializedFileReader::new(std::fs::File::open(world.path("scores.parquet")).unwrap()).unwrap();
     let read: Vec<_> = reader.get_row_iter(None).unwrap().map(Result::unwrap).collect();
     assert_eq!(read.len(), csv.len());
     for (read, csv) in read.iter().zip(&csv) {
