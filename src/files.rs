@@ -164,6 +164,40 @@ pub fn copy(from: &Path, to: &Path) -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
+/// A file under construction whose place is known only when it is whole; dropped, it leaves nothing behind.
+pub struct StagedFile {
+    path: PathBuf,
+    writer: Option<Writer>,
+}
+
+impl StagedFile {
+    /// Starts a file beside `neighbour`, on the same file system as its future place.
+    pub fn create(neighbour: &Path) -> Result<Self> {
+        let path = temporary_sibling(neighbour);
+        let writer = Some(Writer::create(&path)?);
+        Ok(Self { path, writer })
+    }
+
+    /// Appends bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writer.as_mut().map_or(Ok(()), |writer| writer.write(bytes))
+    }
+
+    /// Publishes the file as `destination`, replacing what was there; durable on return.
+    pub fn publish(mut self, destination: &Path) -> Result<()> {
+        self.writer.take().map_or(Ok(()), Writer::close)?;
+        create_folder(parent(destination))?;
+        fs::rename(&self.path, destination).map_err(Error::io("rename", destination))?;
+        sync_folder(parent(destination))
+    }
+}
+
+impl Drop for StagedFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path); // already renamed, or unfinished and worth nothing
+    }
+}
+
 /// Publishes `bytes` as `path`, replacing what was there; durable on return.
 pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
     publish_with(path, |temporary| write_durably(temporary, bytes))

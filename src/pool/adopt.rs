@@ -56,7 +56,14 @@ impl Pool {
             adopted.insert(unit, self.publish_foreign(model, &self.untrained(start), weights, Some(&base))?.id);
         }
         let units = vec![(0, 0); folders.len()];
-        let new = Partition { name: name.to_owned(), tokens: None, units, adopted: BTreeMap::new(), filtered: None };
+        let new = Partition {
+            name: name.to_owned(),
+            tokens: None,
+            units,
+            adopted: BTreeMap::new(),
+            filtered: None,
+            bad_records: None,
+        };
         let partition = Partition { adopted, ..before.clone().unwrap_or(new) };
         let outcome = self.bind("partitions", name, &partition, before.as_ref(), None)?;
         Ok((partition, outcome))

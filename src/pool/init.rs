@@ -2,8 +2,8 @@
 
 use super::foreign::Foreign;
 use super::origin::{Origin, read_tokenizer};
-use super::settings::{FORMAT, ModelChoice, SeedTraining};
-use super::{FOLDERS, POOL, Pool, RecipeFile, Settings, TOKENIZER};
+use super::settings::{FORMAT, ModelChoice, SeedSection, SeedTraining};
+use super::{FOLDERS, POOL, Pool, QUARANTINE, RecipeFile, Settings, TOKENIZER};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{Family, Layout, ModelConfig, config_of};
@@ -31,7 +31,7 @@ impl Pool {
     }
 
     fn create(root: &Path, plan: &Plan, observer: &dyn Observer) -> Result<Self> {
-        let staged = plan.stage_tokens(&root.join("tokens"), observer)?;
+        let mut staged = plan.stage_tokens(&root.join("tokens"), observer)?;
         let settings = plan.settings(staged.as_ref().map(StagedTokens::manifest));
         let copy = |origin: &Origin| Foreign::copy(root, origin.path(), None);
         let imported = plan.origin.as_ref().map(copy).transpose()?;
@@ -51,6 +51,9 @@ impl Pool {
         // Nothing is visible before this line; what is there already is kept, what is damaged is mended.
         for folder in FOLDERS {
             files::create_folder(&root.join(folder))?;
+        }
+        if let Some(quarantine) = staged.as_mut().and_then(StagedTokens::take_quarantine) {
+            quarantine.publish(&root.join(QUARANTINE).join("seed.jsonl"))?;
         }
         staged.map(StagedTokens::publish).transpose()?;
         publish_unless_equal(&root.join(TOKENIZER), &plan.tokenizer_json)?;
@@ -108,13 +111,11 @@ impl Plan {
         let model = model_config(&file, origin.as_ref(), &tokenizer, &place)?;
         let lengths = seed.iter().chain([&expert]).map(|train| train.sequence_length);
         model.check_context(lengths.fold(window, usize::max), &place)?;
-        let text_field = file.seed.as_ref().map(|seed| seed.text_field.clone());
-        let defaults = ReadOptions::default();
         Ok(Self {
             prefix_token: prefix_token(&file, origin.as_ref(), &tokenizer, &place)?,
             model,
             tokenizer_json,
-            text: ReadOptions { text_field: text_field.unwrap_or(defaults.text_field), ..defaults },
+            text: file.seed.as_ref().map(SeedSection::read_options).unwrap_or_default(),
             place,
             sources,
             origin,
@@ -134,6 +135,9 @@ impl Plan {
         let staged = StagedTokens::of(store, sources, text, tokenizer, model.vocab_size, observer)?;
         if staged.manifest().n_tokens == 0 {
             return Err(Error::input(&self.place, "the files in 'seed.files' hold no token"));
+        }
+        if let Some(bad) = staged.bad_records() {
+            observer.note(&format!("seed: {bad}"));
         }
         Ok(Some(staged))
     }

@@ -9,6 +9,7 @@
 //! | `scores/<hash>.log` | append-only score records of one eval set |
 //! | `fitted/<hash>.*` | what methods worked out about the models, by the hash of its inputs |
 //! | `fitted/tokens-<hash>.f32` | −ln p of every token of an eval set under one model |
+//! | `quarantine/<kind>-<name>.jsonl` | records that were left out when data was read |
 //! | `estimates/<hash>.json` | what estimators said of mixtures |
 //! | `work/<recipe hash>.*` | claims and the state of unfinished training and of watched runs |
 //!
@@ -81,7 +82,7 @@ impl Pool {
             .map_err(|error| Error::damaged(&path, format!("{error}; {}", files::MAKE_AGAIN)))
             .map_err(|error| mended_by_init(root, error))?;
         files::sweep(root)?;
-        for folder in FOLDERS.into_iter().chain([fitted::FITTED, ESTIMATES]) {
+        for folder in FOLDERS.into_iter().chain([fitted::FITTED, ESTIMATES, QUARANTINE]) {
             files::sweep(&root.join(folder))?;
         }
         let mut pool = Self { root: root.to_path_buf(), layout: Layout::of(&settings.model), settings };
@@ -166,5 +167,7 @@ const POOL: &str = "pool.json";
 const FOLDERS: [&str; 6] = ["tokens", "objects", "partitions", "evals", "scores", "work"];
 /// The folder of stored answers, made when there is a first one.
 pub(crate) const ESTIMATES: &str = "estimates";
+/// The folder of records that were left out of data, made when there is a first one.
+const QUARANTINE: &str = "quarantine";
 const TOKENIZER: &str = "tokenizer.json";
 const MANIFEST: &str = "manifest.json";

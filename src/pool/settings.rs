@@ -3,6 +3,7 @@
 use crate::error::{Error, Result, closest};
 use crate::files;
 use crate::model::ModelConfig;
+use crate::text::{OnBadRecord, ReadOptions, TokenType};
 use crate::train::{Schedule, TrainConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -109,11 +110,18 @@ impl From<FamilyFields> for Map<String, Value> {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SeedSection {
-    /// Text files, relative to the recipe.
+    /// Files, folders and patterns of text or token ids, relative to the recipe.
     pub files: Vec<PathBuf>,
-    /// Field of JSON records that holds the text.
+    /// Field of records, or column of tables, that holds the text.
     #[serde(default = "default_text_field")]
     pub text_field: String,
+    /// `fail` (default), `skip` or `quarantine`.
+    #[serde(default)]
+    pub on_bad_record: OnBadRecord,
+    /// Type of the ids in files of token ids without a header: `u16`, `u32`, ...
+    pub token_dtype: Option<TokenType>,
+    /// The token that ends documents in files of token ids, when it is not found by its usual names.
+    pub end_token: Option<String>,
     /// Training tokens: `800000`, `800k`, `2M`.
     pub tokens: Count,
     /// Peak learning rate.
@@ -238,6 +246,17 @@ impl RecipeFile {
 }
 
 impl SeedSection {
+    /// How its files are read.
+    pub(super) fn read_options(&self) -> ReadOptions {
+        ReadOptions {
+            text_field: self.text_field.clone(),
+            on_bad_record: self.on_bad_record,
+            token_type: self.token_dtype,
+            end_token: self.end_token.clone(),
+            ..ReadOptions::default()
+        }
+    }
+
     fn training(&self, place: &str) -> Result<TrainConfig> {
         let s = self;
         let mut seed =
