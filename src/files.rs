@@ -48,6 +48,17 @@ pub fn hash_on(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     if bytes.len() < 1 << 18 { hasher.update(bytes) } else { hasher.update_rayon(bytes) };
 }
 
+/// The whole content of a regular file that may be anyone's.
+///
+/// # Errors
+/// [`Error::Input`] when it is no regular file: a pipe would never end.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    if !fs::metadata(path).map_err(Error::io("read", path))?.is_file() {
+        return Err(Error::input(path.display(), "not a regular file"));
+    }
+    fs::read(path).map_err(Error::io("read", path))
+}
+
 /// The whole content of a text file.
 pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(Error::io("read", path))
@@ -161,6 +172,40 @@ pub fn copy(from: &Path, to: &Path) -> Result<String> {
         return Err(refuse("its length changed while it was read; run this again when it is complete"));
     }
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// A file under construction whose place is known only when it is whole; dropped, it leaves nothing behind.
+pub struct StagedFile {
+    path: PathBuf,
+    writer: Option<Writer>,
+}
+
+impl StagedFile {
+    /// Starts a file beside `neighbour`, on the same file system as its future place.
+    pub fn create(neighbour: &Path) -> Result<Self> {
+        let path = temporary_sibling(neighbour);
+        let writer = Some(Writer::create(&path)?);
+        Ok(Self { path, writer })
+    }
+
+    /// Appends bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writer.as_mut().map_or(Ok(()), |writer| writer.write(bytes))
+    }
+
+    /// Publishes the file as `destination`, replacing what was there; durable on return.
+    pub fn publish(mut self, destination: &Path) -> Result<()> {
+        self.writer.take().map_or(Ok(()), Writer::close)?;
+        create_folder(parent(destination))?;
+        fs::rename(&self.path, destination).map_err(Error::io("rename", destination))?;
+        sync_folder(parent(destination))
+    }
+}
+
+impl Drop for StagedFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path); // already renamed, or unfinished and worth nothing
+    }
 }
 
 /// Publishes `bytes` as `path`, replacing what was there; durable on return.

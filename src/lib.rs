@@ -24,6 +24,7 @@ pub mod error;
 pub mod estimators;
 pub mod eval;
 pub mod files;
+pub mod gguf;
 pub mod kernels;
 pub mod merge;
 pub mod mixture;

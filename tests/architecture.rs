@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 11] = [
     &["error"],
     &["files", "rng", "progress", "mixture"],
-    &["resample"],
+    &["resample", "gguf"],
     &["kernels"],
     &["text", "model"],
     &["train", "merge", "eval"],

@@ -162,6 +162,7 @@ fn inner_products_are_those_of_gradients_taken_one_sequence_at_a_time() {
             }
             Factors::Bias { outputs } => along.add_bias(part.offset, outputs),
             Factors::Norm { inputs, outputs, eps } => along.add_norm(part.offset, inputs, outputs, eps),
+            Factors::LayerNorm { inputs, outputs, eps } => along.add_layer_norm(part.offset, inputs, outputs, eps),
             Factors::Embedding { ids, outputs } => along.add_embedding(part.offset, ids, outputs),
         };
         model.loss_and_gradient_seen(batch, &targets, 1.0, &views, &mut see).unwrap();

@@ -48,7 +48,7 @@ fn files_that_cannot_be_read_are_named_with_place_and_remedy() {
         ("short.jsonl.zst", &zstd[..zstd.len() / 2], "short.jsonl.zst", "truncated"),
         ("plain.jsonl.gz", &good, "plain.jsonl.gz", "drop '.gz' from its name"),
         ("plain.jsonl.zst", &good, "plain.jsonl.zst", "drop '.zst' from its name"),
-        ("table.parquet", b"PAR1", "table.parquet", "expected .txt"),
+        ("table.xlsx", b"PK", "table.xlsx", "expected .txt"),
         ("noname", b"text", "noname", "expected .txt"),
     ];
     for (name, bytes, place, problem) in cases {
@@ -61,7 +61,7 @@ fn files_that_cannot_be_read_are_named_with_place_and_remedy() {
     }
     for line in ["register code", "eval-set held-out", "tokenizer train --vocab 300 --out t.json"] {
         world.refused(&format!("{line} absent.txt"), 1, &["cannot open 'absent.txt': No such file"]);
-        world.refused(&format!("{line} folder.txt"), 1, &["folder.txt: is a folder; expected a file of text"]);
+        world.refused(&format!("{line} folder.txt"), 1, &["the folder holds no file but hidden ones; expected text"]);
     }
     assert!(!world.path("t.json").exists());
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{assert_within, distance, golden, norm, number, numbers, relative};
-use mixpool::model::Layout;
+use mixpool::model::{Layout, ModelConfig};
 use mixpool::text::{Batch, Batches, Share, TokenFile};
 use mixpool::train::{Schedule, State, TrainConfig, Trainer};
 use serde_json::Value;
@@ -44,9 +44,21 @@ fn batches(step: usize, vocabulary: usize) -> Batches {
     draw((0..1000).find(|seed| draw(*seed).next(2) == wanted).unwrap())
 }
 
+/// A parameter, of a fused bias without the part of the keys: what is added to every key alike changes no softmax, so its
+/// gradient is 0 but for rounding, which Adam scales up to whole steps.
+fn without_keys(model: &ModelConfig, name: &str, values: &[f32]) -> Vec<f32> {
+    let part = match name {
+        _ if name.ends_with("c_attn.bias") => values.len() / 3,
+        _ if name.ends_with("query_key_value.bias") => model.head_dim,
+        _ => return values.to_vec(),
+    };
+    let parts = values.chunks(part).enumerate().filter(|(index, _)| index % 3 != 1);
+    parts.flat_map(|(_, values)| values).copied().collect()
+}
+
 #[test]
 fn five_steps_are_those_of_torch() {
-    for name in ["adamw_tied", "adamw_untied"] {
+    for name in ["adamw_tied", "adamw_untied", "adamw_gpt2", "adamw_gpt_neox"] {
         let golden = golden(name);
         let (model, train) = (common::config(&golden), train_config(&golden));
         let layout = Layout::of(&model);
@@ -65,9 +77,10 @@ fn five_steps_are_those_of_torch() {
         let parameters = trainer.state().unwrap().parameters;
         for parameter in layout.parameters() {
             let what = format!("{name}, {}", parameter.name);
-            let (values, expected) = (&parameters[parameter.range()], &golden["tensors"][&parameter.name]);
+            let expected = &golden["tensors"][&parameter.name];
+            let values = without_keys(&model, &parameter.name, &parameters[parameter.range()]);
             let (sum, length) = (values.iter().map(|value| f64::from(*value)).sum::<f64>(), number(&expected["norm"]));
-            assert_within(1e-6, [relative(norm(values), length)], &format!("{what}: norm"));
+            assert_within(1e-6, [relative(norm(&values), length)], &format!("{what}: norm"));
             // A sum of values of either sign cancels, so it is measured against the norm.
             assert_within(5e-6, [(sum - number(&expected["sum"])).abs() / length], &format!("{what}: sum"));
             // Single values are measured against five steps of 1e-2, the way they have come.

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::pool::{Outcome, Partition, Pool, Recipe, parse_count};
 use crate::progress::Observer;
-use crate::text::{ReadOptions, Tokenizer};
+use crate::text::{BadRecordCounts, OnBadRecord, ReadOptions, TokenType, Tokenizer};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ pub(super) enum TokenizerCommand {
 
 #[derive(Args)]
 pub(super) struct TokenizerTrain {
-    /// Text files: .txt or .jsonl, plain, .gz or .zst
+    /// Files, folders or patterns: .txt or .jsonl, plain, .gz or .zst; .parquet, .arrow
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Number of entries, `<|endoftext|>` included
@@ -32,18 +32,78 @@ pub(super) struct TokenizerTrain {
     text: TextArgs,
 }
 
-/// How records hold their text.
+/// How data is read.
 #[derive(Args, Clone)]
 struct TextArgs {
-    /// Field of JSON records that holds the text; dots reach into nested objects
+    /// Field of JSON records, or column of tables, that holds the text; dots reach into nested objects
     #[arg(long, default_value = "text", value_name = "FIELD")]
     text_field: String,
+    /// What to do about records without usable text
+    #[arg(long, value_enum, default_value_t)]
+    on_bad_record: BadRecordArg,
+    /// Type of the ids in files of token ids that have no `NumPy` header; it is never guessed
+    #[arg(long, value_enum, value_name = "TYPE")]
+    token_dtype: Option<TokenTypeArg>,
+    /// Token that ends the documents in files of token ids [default: the tokenizer's EOS]
+    #[arg(long, value_name = "TOKEN")]
+    end_token: Option<String>,
+}
+
+#[derive(Clone, Copy, Default, clap::ValueEnum)]
+enum BadRecordArg {
+    /// Stop, naming file, line and reason
+    #[default]
+    Fail,
+    /// Leave them out and count them
+    Skip,
+    /// As skip, and keep place, reason and first bytes in the pool's quarantine folder
+    Quarantine,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum TokenTypeArg {
+    U8,
+    U16,
+    U32,
+    U64,
+    I16,
+    I32,
+    I64,
+}
+
+impl From<TokenTypeArg> for TokenType {
+    fn from(token_type: TokenTypeArg) -> Self {
+        match token_type {
+            TokenTypeArg::U8 => Self::U8,
+            TokenTypeArg::U16 => Self::U16,
+            TokenTypeArg::U32 => Self::U32,
+            TokenTypeArg::U64 => Self::U64,
+            TokenTypeArg::I16 => Self::I16,
+            TokenTypeArg::I32 => Self::I32,
+            TokenTypeArg::I64 => Self::I64,
+        }
+    }
 }
 
 impl TextArgs {
     fn options(&self) -> ReadOptions {
-        ReadOptions { text_field: self.text_field.clone(), ..ReadOptions::default() }
+        ReadOptions {
+            text_field: self.text_field.clone(),
+            on_bad_record: match self.on_bad_record {
+                BadRecordArg::Fail => OnBadRecord::Fail,
+                BadRecordArg::Skip => OnBadRecord::Skip,
+                BadRecordArg::Quarantine => OnBadRecord::Quarantine,
+            },
+            token_type: self.token_dtype.map(TokenType::from),
+            end_token: self.end_token.clone(),
+            ..ReadOptions::default()
+        }
     }
+}
+
+/// "; 3 bad records skipped (2 not JSON, 1 null)", or nothing.
+fn counted(bad: Option<&BadRecordCounts>) -> String {
+    bad.map(|bad| format!("; {bad}")).unwrap_or_default()
 }
 
 impl TokenizerCommand {
@@ -70,6 +130,8 @@ impl TokenizerCommand {
 ///   expert:                    # one per unit of every partition
 ///     tokens: 200k             # default: one pass over the unit
 ///     learning_rate: 3e-4      # constant and small: what keeps experts mergeable
+///
+/// `from: model.gguf`, or a Hugging Face folder, in place of model, tokenizer and seed starts from a pretrained model.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 #[allow(clippy::doc_markdown)] // a recipe as it is written
@@ -82,6 +144,9 @@ impl Init {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         let pool = Pool::init(&session.pool, &self.recipe, &session.observer)?;
         let parameters = pool.layout().len();
+        if let Err(unknown) = pool.settings().model.check_runs() {
+            session.observer.note(&unknown.to_string());
+        }
         session.observer.note(&format!(
             "pool '{}': models of {parameters} parameters, vocabulary {}; next: register partitions, then train",
             pool.root().display(),
@@ -93,14 +158,17 @@ impl Init {
 
 /// Add a data partition
 ///
-/// The documents are tokenised and kept in the pool; registering the same again changes nothing.
+/// The documents are tokenised and kept in the pool; registering the same again changes nothing. A folder stands for all its
+/// files, one that Hugging Face `datasets` saved for its shards; a quoted pattern is searched by mixpool. Files of token ids must
+/// be of the pool's tokenizer.
 ///
-/// Example: mixpool register wiki wiki-0.jsonl.zst wiki-1.jsonl.zst --units 4
+/// Examples: mixpool register wiki wiki-0.jsonl.zst wiki-1.jsonl.zst --units 4 | mixpool register web 'web/**/*.parquet'
+/// | mixpool register code tokens.bin --token-dtype u16
 #[derive(Args)]
 pub(super) struct Register {
     /// Name of the partition
     name: String,
-    /// Text files: .txt or .jsonl, plain, .gz or .zst
+    /// Files, folders or patterns: .txt or .jsonl, plain, .gz or .zst; .parquet, .arrow; token ids as .npy or .bin
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Cut the documents into N units of about equal length; one expert is trained per unit
@@ -117,10 +185,11 @@ impl Register {
         let (partition, outcome) = pool.register(&name, &files, units, &text.options(), &session.observer)?;
         let manifest = pool.tokens(partition.text()?)?.manifest().clone();
         session.observer.note(&format!(
-            "partition '{name}' {}: {} documents, {} tokens, {units} unit(s)",
+            "partition '{name}' {}: {} documents, {} tokens, {units} unit(s){}",
             worded(outcome),
             manifest.n_docs,
-            manifest.n_tokens
+            manifest.n_tokens,
+            counted(partition.bad_records.as_ref())
         ));
         Ok(())
     }
@@ -135,7 +204,7 @@ impl Register {
 pub(super) struct EvalSet {
     /// Name of the eval set
     name: String,
-    /// Text files: .txt or .jsonl, plain, .gz or .zst
+    /// Files, folders or patterns: .txt or .jsonl, plain, .gz or .zst; .parquet, .arrow; token ids as .npy or .bin
     #[arg(required = true)]
     files: Vec<PathBuf>,
     #[command(flatten)]
@@ -149,10 +218,11 @@ impl EvalSet {
         let (binding, outcome) = pool.add_eval_set(&name, &files, &text.options(), &session.observer)?;
         let manifest = pool.tokens(&binding.tokens)?.manifest().clone();
         session.observer.note(&format!(
-            "eval set '{name}' {}: {} documents, {} tokens",
+            "eval set '{name}' {}: {} documents, {} tokens{}",
             worded(outcome),
             manifest.n_docs,
-            manifest.n_tokens
+            manifest.n_tokens,
+            counted(binding.bad_records.as_ref())
         ));
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod data;
 mod demo;
+mod exchange;
 mod export;
 mod filter;
 mod models;
@@ -153,18 +154,24 @@ enum FormatArg {
     /// Aligned columns, numbers rounded
     #[default]
     Table,
+    /// As the table, for Markdown
+    Markdown,
     /// Comma-separated, full precision
     Csv,
     /// One JSON value, full precision
     Json,
+    /// One JSON object a line, full precision
+    Jsonl,
 }
 
 impl From<FormatArg> for Format {
     fn from(format: FormatArg) -> Self {
         match format {
             FormatArg::Table => Self::Table,
+            FormatArg::Markdown => Self::Markdown,
             FormatArg::Csv => Self::Csv,
             FormatArg::Json => Self::Json,
+            FormatArg::Jsonl => Self::JsonLines,
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::merge::average;
 use crate::mixture::Mixture;
-use crate::model::{FloatType, LowRankUpdate, write_checkpoint_as};
+use crate::model::{FloatType, LowRankUpdate};
 use crate::pool::{Checkpoints, Manifest, Member, Outcome, Pool, Start};
 use crate::progress::Observer;
 use clap::Args;
@@ -134,8 +134,7 @@ impl ExportModel {
         average(&mut values, pool.layout(), &weighted)?;
         files::sweep_for(&self.out)?;
         let staging = files::Staging::new(&self.out)?;
-        write_checkpoint_as(dtype, &staging.file("."), &pool.settings().model, pool.layout(), &values)?;
-        pool.copy_tokenizer(&staging)?;
+        pool.write_model(&staging, dtype, &values, pool.origin_folder().as_deref())?;
         staging.write(CARD, card.as_bytes())?;
         if exists && !staging.equals(&self.out)? {
             return Err(taken());

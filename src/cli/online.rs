@@ -151,7 +151,6 @@ impl Online {
         let rows = scored.iter().map(|scored| self.row(&pool, &manifest, target.as_ref(), scored));
         let rows = rows.collect::<Result<Vec<_>>>()?;
         match session.format {
-            Format::Csv => print(&render(&rows, Format::Csv)?),
             Format::Json => {
                 let value = self.value(&pool, &manifest, &run, &rows)?;
                 print(&String::from_utf8_lossy(&files::to_json(&value)?))
@@ -160,6 +159,7 @@ impl Online {
                 print(&self.summary(&pool, &manifest, &run, target.as_ref())?)?;
                 print(&render(&rows, Format::Table)?)
             }
+            format => print(&render(&rows, format)?),
         }
     }
 

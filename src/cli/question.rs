@@ -1,6 +1,7 @@
 //! Question commands: score and rank, with the arguments that say what is asked about.
 
 use super::data::token_budget;
+use super::exchange::{Form, Output, short, table_mixtures};
 use super::{NotationArgs, Session, print};
 use crate::error::{Error, Result};
 use crate::estimators::{Answer, Question, Spec, ask, score_all};
@@ -9,12 +10,12 @@ use crate::files;
 use crate::mixture::{Mixture, Notation};
 use crate::pool::{Member, Pool, Scorer};
 use crate::progress::Observer;
-use crate::report::{Format, RankingRow, ScoreRow, render, write_csv};
+use crate::report::{Format, RankingRow, ScoreRow, Table, json_line, render_table, write_csv};
 use crate::search;
 use clap::Args;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Score mixtures by merging experts
 ///
@@ -24,36 +25,71 @@ use std::path::PathBuf;
 #[derive(Args)]
 pub(super) struct Score {
     /// Mixtures
-    #[arg(required = true)]
+    #[arg(required_unless_present = "candidates")]
     mixtures: Vec<String>,
+    /// Also the mixtures of a file: one a line, a CSV with a column `mixture`, or a table of olmix or `RegMix`
+    #[arg(long, value_name = "FILE")]
+    candidates: Option<PathBuf>,
     /// Eval sets [default: all]
     #[arg(long = "eval", value_name = "NAME", num_args = 1..)]
     evals: Vec<String>,
+    #[command(flatten)]
+    form: Form,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     notation: NotationArgs,
 }
 
 impl Score {
     pub(super) fn run(self, session: &Session) -> Result<()> {
+        self.output.check()?;
         let pool = session.open()?;
-        let mixtures = self.notation.parse(&self.mixtures, &pool)?;
+        let mut mixtures = self.notation.parse(&self.mixtures, &pool)?;
+        if let Some(path) = &self.candidates {
+            mixtures.extend(read_mixtures(path, &pool, self.notation, &session.observer)?);
+        }
         let mut scorer = pool.scorer(&self.evals)?;
         let scored = score_all(&mut scorer, &merges(&pool, &mixtures)?, "merged", "score", &session.observer)?;
         let pairs = mixtures.iter().zip(&scored);
         let rows = pairs.flat_map(|(mixture, scored)| {
             scored.iter().map(move |scored| (mixture.weights(), ScoreRow::new(&mixture.to_string(), scored)))
         });
-        if session.format == Format::Json {
-            let with_weights = rows.map(|(weights, row)| -> Result<serde_json::Value> {
-                let mut value = serde_json::to_value(row).map_err(|error| Error::input("score", error.to_string()))?;
-                value["weights"] = json!(weights);
-                Ok(value)
-            });
-            let scores = with_weights.collect::<Result<Vec<_>>>()?;
-            return print(&String::from_utf8_lossy(&files::to_json(&json!({ "scores": scores }))?));
+        let rows: Vec<(BTreeMap<String, f64>, ScoreRow)> = rows.collect();
+        let table = self.form.table(&rows.iter().map(|(_, row)| row).collect::<Vec<_>>(), &pool)?;
+        self.output.write_table(&table, session)?;
+        if self.form.wide || !matches!(session.format, Format::Json | Format::JsonLines) {
+            return print(&render_table(&table, session.format)?);
         }
-        print(&render(&rows.map(|(_, row)| row).collect::<Vec<_>>(), session.format)?)
+        let with_weights = rows.into_iter().map(|(weights, row)| -> Result<serde_json::Value> {
+            let mut value = serde_json::to_value(row).map_err(|error| Error::input("score", error.to_string()))?;
+            value["weights"] = json!(weights);
+            Ok(value)
+        });
+        let scores = with_weights.collect::<Result<Vec<_>>>()?;
+        if session.format == Format::JsonLines {
+            return print(&scores.iter().map(json_line).collect::<Result<String>>()?);
+        }
+        print(&String::from_utf8_lossy(&files::to_json(&json!({ "scores": scores }))?))
     }
+}
+
+/// The mixtures of a file, each once.
+fn read_mixtures(path: &Path, pool: &Pool, notation: NotationArgs, observer: &dyn Observer) -> Result<Vec<Mixture>> {
+    let partitions = pool.unit_counts()?;
+    let (rows, notation, is_table) = match table_mixtures(path, observer)? {
+        Some(rows) => (rows, Notation::default(), true),
+        None => (search::read_candidates(path)?, notation.notation(), false),
+    };
+    let read = |(line, text): (usize, String)| {
+        let said = |error: Error| if is_table { short(&error) } else { error.to_string() };
+        Mixture::parse(&text, &partitions, notation)
+            .map_err(|error| Error::input(format!("{}:{line}", path.display()), said(error)))
+    };
+    let mut mixtures = rows.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+    let mut seen = BTreeSet::new(); // a ranking names each mixture once per eval set
+    mixtures.retain(|mixture| seen.insert(mixture.to_string()));
+    Ok(mixtures)
 }
 
 /// The merges that stand for some mixtures.
@@ -74,7 +110,7 @@ pub(super) struct CandidateArgs {
     /// N random mixtures from a flat Dirichlet distribution
     #[arg(long, value_name = "N", group = "candidates-from")]
     dirichlet: Option<usize>,
-    /// Mixtures from a file: one a line, or a CSV with a column `mixture`
+    /// Mixtures from a file: one a line, a CSV with a column `mixture`, or a table of olmix or `RegMix`
     #[arg(long, value_name = "FILE", group = "candidates-from")]
     candidates: Option<PathBuf>,
     /// Seeds random candidates
@@ -83,26 +119,23 @@ pub(super) struct CandidateArgs {
 }
 
 impl CandidateArgs {
-    pub(super) fn mixtures(&self, pool: &Pool, notation: NotationArgs) -> Result<Vec<Mixture>> {
-        let mixtures = self.all(pool, notation)?;
+    pub(super) fn mixtures(
+        &self,
+        pool: &Pool,
+        notation: NotationArgs,
+        observer: &dyn Observer,
+    ) -> Result<Vec<Mixture>> {
+        let mixtures = self.all(pool, notation, observer)?;
         if mixtures.is_empty() {
             return Err(Error::Usage("0 candidates were asked for; expected at least one mixture".into()));
         }
         Ok(mixtures)
     }
 
-    fn all(&self, pool: &Pool, notation: NotationArgs) -> Result<Vec<Mixture>> {
+    fn all(&self, pool: &Pool, notation: NotationArgs, observer: &dyn Observer) -> Result<Vec<Mixture>> {
         let partitions = pool.unit_counts()?;
         if let Some(path) = &self.candidates {
-            let read = |(line, text): (usize, String)| {
-                Mixture::parse(&text, &partitions, notation.notation())
-                    .map_err(|error| Error::input(format!("{}:{line}", path.display()), error.to_string()))
-            };
-            let mut mixtures: Vec<Mixture> =
-                search::read_candidates(path)?.into_iter().map(read).collect::<Result<_>>()?;
-            let mut seen = BTreeSet::new(); // a ranking names each mixture once per eval set
-            mixtures.retain(|mixture| seen.insert(mixture.to_string()));
-            return Ok(mixtures);
+            return read_mixtures(path, pool, notation, observer);
         }
         let names: Vec<String> = partitions.keys().cloned().collect();
         if names.is_empty() {
@@ -213,22 +246,30 @@ pub(super) struct Rank {
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
     #[command(flatten)]
+    form: Form,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
     notation: NotationArgs,
 }
 
 impl Rank {
     pub(super) fn run(self, session: &Session) -> Result<()> {
+        self.output.check()?;
         let pool = session.open()?;
         let specs = self.estimators.specs(&["merged"])?;
-        let mixtures = self.candidates.mixtures(&pool, self.notation)?;
+        let mixtures = self.candidates.mixtures(&pool, self.notation, &session.observer)?;
         let scorer = pool.scorer(&self.evals)?;
         let answers = self.estimators.ask(&pool, &scorer.eval_names(), &specs, &mixtures, &session.observer)?;
         if let Some(path) = &self.csv {
             write_csv(path, &rows(&scorer, &answers, usize::MAX)?)?;
             session.observer.note(&format!("wrote '{}'", path.display()));
         }
-        let top = self.top.unwrap_or(if session.format == Format::Table { 10 } else { usize::MAX });
-        print(&render(&rows(&scorer, &answers, top)?, session.format)?)
+        self.output.write_table(&self.form.table(&rows(&scorer, &answers, usize::MAX)?, &pool)?, session)?;
+        let is_short = matches!(session.format, Format::Table | Format::Markdown) && !self.form.wide;
+        let top = self.top.unwrap_or(if is_short { 10 } else { usize::MAX });
+        let table: Table = self.form.table(&rows(&scorer, &answers, top)?, &pool)?;
+        print(&render_table(&table, session.format)?)
     }
 }
 

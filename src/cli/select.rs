@@ -1,6 +1,7 @@
 //! Select commands: which partitions to keep by any estimator, and how far `GradEx`'s linearisation can be trusted.
 
 use super::data::token_budget;
+use super::exchange::Output;
 use super::{Session, print};
 use crate::error::{Error, Result};
 use crate::estimators::{Question, Spec, linearity};
@@ -44,6 +45,8 @@ pub(super) struct Select {
     /// Training tokens of every really trained model, e.g. 500k [default: those of the experts in it together]
     #[arg(long, value_name = "TOKENS")]
     tokens: Option<String>,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -70,6 +73,7 @@ struct SelectionRow {
 
 impl Select {
     pub(super) fn run(self, session: &Session) -> Result<()> {
+        self.output.check()?;
         if !(self.keep > 0.0 && self.keep <= 1.0) {
             return Err(Error::Usage(format!("'--keep {}': expected a share above 0, at most 1", self.keep)));
         }
@@ -95,6 +99,7 @@ impl Select {
             How::Forward => stepwise(&partitions, score)?,
             How::Ensemble => self.ensemble(&partitions, score)?,
         };
+        self.output.write(&rows, session)?;
         show(&rows, &mixture(&pool, &partitions, &chosen)?, session)
     }
 
@@ -156,8 +161,8 @@ fn show(rows: &[SelectionRow], chosen: &Mixture, session: &Session) -> Result<()
             let value = json!({ "mixture": chosen.to_string(), "partitions": rows });
             print(&String::from_utf8_lossy(&files::to_json(&value)?))
         }
-        Format::Csv => print(&render(rows, Format::Csv)?),
         Format::Table => print(&format!("{}\nmixture  {chosen}\n", render(rows, Format::Table)?)),
+        format => print(&render(rows, format)?),
     }
 }
 
@@ -183,10 +188,13 @@ pub(super) struct Linearity {
     /// Also write the rows to a CSV file
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl Linearity {
     pub(super) fn run(self, session: &Session) -> Result<()> {
+        self.output.check()?;
         let pool = session.open()?;
         let spec = Spec::parse(&self.estimator)?;
         if spec.method.name != "gradex" {
@@ -202,6 +210,7 @@ impl Linearity {
         if let Some(path) = &self.csv {
             write_csv(path, &rows)?;
         }
+        self.output.write(&rows, session)?;
         print(&render(&rows, session.format)?)
     }
 }

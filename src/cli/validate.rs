@@ -1,5 +1,6 @@
 //! Validate and compare commands: how well estimators match models that were really trained.
 
+use super::exchange::{Output, tabled};
 use super::question::{CandidateArgs, EstimatorArgs};
 use super::show::note_unmergeable;
 use super::{NotationArgs, Session, print};
@@ -11,6 +12,7 @@ use crate::report::{AgreementLine, AgreementRow, Format, render, write_csv};
 use crate::rng::Stream;
 use clap::Args;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Train some mixtures for real and report how well each estimator predicted them
@@ -48,9 +50,10 @@ pub(super) struct Validate {
 /// Compare what estimators predicted with what was trained, as far as it is stored; computes nothing
 ///
 /// Reads what `validate` and `rank` left in the pool. An estimator is compared on the mixtures that both it and the ground
-/// truth have spoken of.
+/// truth have spoken of. Losses measured elsewhere are read from tables of olmix (ratios.csv metrics.csv) or `RegMix` (mixtures,
+/// losses), whose rows are joined by run or index: as the truth, or as one more answer.
 ///
-/// Example: mixpool compare --all --csv agreement.csv
+/// Examples: mixpool compare --all --csv agreement.csv | mixpool compare --truth ratios.csv metrics.csv
 #[derive(Args)]
 pub(super) struct Compare {
     /// Estimators [default: all]
@@ -59,6 +62,12 @@ pub(super) struct Compare {
     /// Eval sets [default: all]
     #[arg(long = "eval", value_name = "NAME", num_args = 1..)]
     evals: Vec<String>,
+    /// Judge by losses from tables instead of by those stored
+    #[arg(long, num_args = 2, value_names = ["MIXTURES", "LOSSES"])]
+    truth: Vec<PathBuf>,
+    /// Judge losses from tables too, as the estimator `table`
+    #[arg(long, num_args = 2, value_names = ["MIXTURES", "LOSSES"])]
+    answers: Vec<PathBuf>,
     #[command(flatten)]
     shown: Shown,
 }
@@ -72,13 +81,16 @@ struct Shown {
     /// Also write every line, with every column, to a CSV file
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl Validate {
     pub(super) fn run(self, session: &Session) -> Result<()> {
+        self.shown.output.check()?;
         let pool = session.open()?;
         let mut specs = self.estimators.specs(&default_estimators())?;
-        let mut mixtures = self.candidates.mixtures(&pool, self.notation)?;
+        let mut mixtures = self.candidates.mixtures(&pool, self.notation, &session.observer)?;
         if let Some(n) = self.mixtures {
             mixtures = draw(mixtures, n);
         }
@@ -102,18 +114,42 @@ impl Validate {
 
 impl Compare {
     pub(super) fn run(self, session: &Session) -> Result<()> {
+        self.shown.output.check()?;
         let pool = session.open()?;
         let evals = pool.chosen_evals(&self.evals)?;
         let wanted = |answer: &Answer| {
             let listed = self.estimators.is_empty() || self.estimators.contains(&answer.estimator);
             evals.contains(&answer.eval_set) && (listed || answer.repetition().is_some())
         };
-        let answers: Vec<Answer> = stored(&pool)?.into_iter().filter(wanted).collect();
+        let mut answers: Vec<Answer> = stored(&pool)?.into_iter().filter(wanted).collect();
+        if !self.truth.is_empty() {
+            answers.retain(|answer| answer.repetition().is_none());
+        }
+        let budgets = |answers: &[Answer]| answers.iter().map(|answer| answer.tokens).collect::<BTreeSet<_>>();
+        if !self.answers.is_empty() {
+            let tabled = tabled("table", &self.answers, &pool, &session.observer)?;
+            let truths: Vec<Answer> = answers.iter().filter(|answer| answer.is_truth()).cloned().collect();
+            answers.extend(for_budgets(&tabled, &evals, budgets(&truths)));
+        }
+        if !self.truth.is_empty() {
+            let tabled = tabled("ground-truth", &self.truth, &pool, &session.observer)?;
+            let judged = budgets(&answers);
+            answers.extend(for_budgets(&tabled, &evals, judged));
+        }
         if !answers.iter().any(Answer::is_truth) {
             return Err(Error::Usage("no ground truth yet; run 'mixpool validate' first".into()));
         }
         self.shown.print(&answers, session)
     }
+}
+
+/// Answers from tables, which say nothing of training tokens, for each of these budgets.
+fn for_budgets(answers: &[Answer], evals: &[String], mut budgets: BTreeSet<Option<u64>>) -> Vec<Answer> {
+    if budgets.is_empty() {
+        budgets.insert(None);
+    }
+    let answers = answers.iter().filter(|answer| evals.contains(&answer.eval_set));
+    answers.flat_map(|answer| budgets.iter().map(|tokens| Answer { tokens: *tokens, ..answer.clone() })).collect()
 }
 
 impl Shown {
@@ -122,7 +158,8 @@ impl Shown {
         if let Some(path) = &self.csv {
             write_csv(path, &rows)?;
         }
-        if session.format != Format::Table {
+        self.output.write(&rows, session)?;
+        if !matches!(session.format, Format::Table | Format::Markdown) {
             return print(&render(&rows, session.format)?);
         }
         let has_means = rows.iter().any(|row| row.is_overall);

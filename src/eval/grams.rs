@@ -16,7 +16,8 @@ const PACK: usize = 512;
 /// [`crate::Error::Mismatch`] when the layout does not fit the config.
 pub fn gram_layout(config: &ModelConfig, layout: &Layout) -> Result<Layout> {
     let shape = |names: Vec<String>| {
-        let width = layout.parameter(&names[0])?.shape[1];
+        let shape = &layout.parameter(&names[0])?.shape;
+        let width = if config.stores_inputs_first(&names[0]) { shape[0] } else { shape[1] };
         Ok((names[0].clone(), vec![width, width]))
     };
     Ok(Layout::from_shapes(linear_layers(config).into_iter().map(shape).collect::<Result<_>>()?))

@@ -7,6 +7,7 @@
 //! long, so the latter is done: one layer's gradient of a few sequences exists at a time, at most [`HELD`] values.
 
 use super::bias::bias_gradients;
+use super::layer_norm::layer_norm_gains;
 use super::matmul::{Into, Matrix, MatrixMut, matmul};
 use super::rms_norm::rms_norm_gains;
 use super::{Exec, values};
@@ -120,16 +121,21 @@ impl<'a> Along<'a> {
     /// Adds those of an RMS norm's gain that begins at `offset`.
     pub fn add_norm(&mut self, offset: usize, inputs: &Tensor, outputs: &Tensor, eps: f32) -> Result<()> {
         let gains = rms_norm_gains(inputs, eps, outputs, self.lengths)?;
-        let products = self.directions.products(offset, &gains, inputs.dim(1)?);
-        self.add(&products, 0..self.lengths.len());
+        self.add_vectors(offset, &gains, inputs.dim(1)?);
+        Ok(())
+    }
+
+    /// Adds those of a layer norm's gain that begins at `offset`.
+    pub fn add_layer_norm(&mut self, offset: usize, inputs: &Tensor, outputs: &Tensor, eps: f32) -> Result<()> {
+        let gains = layer_norm_gains(inputs, eps, outputs, self.lengths)?;
+        self.add_vectors(offset, &gains, inputs.dim(1)?);
         Ok(())
     }
 
     /// Adds those of a bias that begins at `offset`.
     pub fn add_bias(&mut self, offset: usize, outputs: &Tensor) -> Result<()> {
         let gradients = bias_gradients(outputs, self.lengths)?;
-        let products = self.directions.products(offset, &gradients, outputs.dim(1)?);
-        self.add(&products, 0..self.lengths.len());
+        self.add_vectors(offset, &gradients, outputs.dim(1)?);
         Ok(())
     }
 
@@ -152,6 +158,12 @@ impl<'a> Along<'a> {
         let products: Vec<f64> = (0..self.sums.len()).into_par_iter().map(product).collect();
         self.add(&products, 0..self.lengths.len());
         Ok(())
+    }
+
+    /// Adds those of a vector of `width` values that begins at `offset`, from its gradient by every sequence.
+    fn add_vectors(&mut self, offset: usize, gradients: &[f32], width: usize) {
+        let products = self.directions.products(offset, gradients, width);
+        self.add(&products, 0..self.lengths.len());
     }
 
     /// Adds products, `[directions, pieces]`, to the sequences that the pieces are of.

@@ -1,4 +1,4 @@
-//! Linear: a matrix applied to every row, and its gradient.
+//! Linear: a matrix applied to every row, and its gradient; stored outputs first or, as GPT-2's, inputs first.
 
 use super::matmul::{Into, Matrix, MatrixMut, matmul};
 use super::{Exec, modify, tensor, values};
@@ -10,18 +10,17 @@ use candle_core::Tensor;
 /// # Shapes
 /// `x: [n, in]`, `w: [out, in]` (`PyTorch`'s layout) → `[n, out]`.
 pub fn linear(exec: Exec, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let (n, inputs) = x.dims2()?;
-    let outputs = w.dim(0)?;
-    let (x, w) = (values(x)?, values(w)?);
-    let mut y = vec![0f32; n * outputs];
-    matmul(
-        exec,
-        Into::Overwrite,
-        MatrixMut::new(&mut y, n, outputs),
-        Matrix::new(&x, n, inputs),
-        Matrix::new(&w, outputs, inputs).t(),
-    );
-    tensor(y, n, outputs)
+    let (outputs, inputs) = w.dims2()?;
+    multiply(exec, x, Matrix::new(&values(w)?, outputs, inputs).t(), outputs)
+}
+
+/// `x w`, what Hugging Face's GPT-2 calls `Conv1D`.
+///
+/// # Shapes
+/// `x: [n, in]`, `w: [in, out]` → `[n, out]`.
+pub fn conv1d(exec: Exec, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let (inputs, outputs) = w.dims2()?;
+    multiply(exec, x, Matrix::new(&values(w)?, inputs, outputs), outputs)
 }
 
 /// Adds `dyᵀ x` to `dw` and `dy w` to `dx` (a new tensor when `dx` is `None`); returns `dx`.
@@ -43,11 +42,45 @@ pub fn linear_backward(
         let dy = Matrix::new(&dy, n, outputs).t();
         matmul(exec, Into::Accumulate, MatrixMut::new(dw, outputs, inputs), dy, Matrix::new(&x, n, inputs));
     })?;
-    let into = if dx.is_some() { Into::Accumulate } else { Into::Overwrite };
-    let dx = dx.map_or_else(|| tensor(vec![0f32; n * inputs], n, inputs), Ok)?;
-    modify(&dx, |dx| {
-        let dy = Matrix::new(&dy, n, outputs);
-        matmul(exec, into, MatrixMut::new(dx, n, inputs), dy, Matrix::new(&w, outputs, inputs));
+    add_product(exec, Matrix::new(&dy, n, outputs), Matrix::new(&w, outputs, inputs), dx, [n, inputs])
+}
+
+/// Adds `xᵀ dy` to `dw` and `dy wᵀ` to `dx` (a new tensor when `dx` is `None`); returns `dx`.
+///
+/// # Shapes
+/// `x, dx: [n, in]`, `w, dw: [in, out]`, `dy: [n, out]`.
+pub fn conv1d_backward(
+    exec: Exec,
+    x: &Tensor,
+    w: &Tensor,
+    dy: &Tensor,
+    dx: Option<Tensor>,
+    dw: &Tensor,
+) -> Result<Tensor> {
+    let (n, inputs) = x.dims2()?;
+    let outputs = w.dim(1)?;
+    let (x, w, dy) = (values(x)?, values(w)?, values(dy)?);
+    modify(dw, |dw| {
+        let x = Matrix::new(&x, n, inputs).t();
+        matmul(exec, Into::Accumulate, MatrixMut::new(dw, inputs, outputs), x, Matrix::new(&dy, n, outputs));
     })?;
-    Ok(dx)
+    add_product(exec, Matrix::new(&dy, n, outputs), Matrix::new(&w, inputs, outputs).t(), dx, [n, inputs])
+}
+
+/// `x w` for a matrix `[in, out]` however it lies.
+fn multiply(exec: Exec, x: &Tensor, w: Matrix<'_>, outputs: usize) -> Result<Tensor> {
+    let (n, inputs) = x.dims2()?;
+    let x = values(x)?;
+    let mut y = vec![0f32; n * outputs];
+    matmul(exec, Into::Overwrite, MatrixMut::new(&mut y, n, outputs), Matrix::new(&x, n, inputs), w);
+    tensor(y, n, outputs)
+}
+
+/// Adds `a b` to `sum`, or to a new tensor.
+fn add_product(exec: Exec, a: Matrix<'_>, b: Matrix<'_>, sum: Option<Tensor>, shape: [usize; 2]) -> Result<Tensor> {
+    let into = if sum.is_some() { Into::Accumulate } else { Into::Overwrite };
+    let [rows, columns] = shape;
+    let sum = sum.map_or_else(|| tensor(vec![0f32; rows * columns], rows, columns), Ok)?;
+    modify(&sum, |sum| matmul(exec, into, MatrixMut::new(sum, rows, columns), a, b))?;
+    Ok(sum)
 }

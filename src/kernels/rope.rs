@@ -7,8 +7,9 @@ use candle_core::Tensor;
 /// Cosines and sines for every position and frequency.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
-    half: usize,
-    cos: Vec<f32>, // [positions, head_dim / 2]
+    head_dim: usize,
+    half: usize,   // pairs that turn; elements from 2 · half on do not
+    cos: Vec<f32>, // [positions, half]
     sin: Vec<f32>,
 }
 
@@ -20,9 +21,18 @@ impl RopeTable {
 
     /// Angles `position · frequency` for positions below `positions`, one frequency per pair of a head's elements.
     pub fn of_frequencies(positions: usize, frequencies: &[f64]) -> Self {
+        Self::of_part(positions, frequencies, 2 * frequencies.len())
+    }
+
+    /// As [`RopeTable::of_frequencies`], for heads of which only the first elements turn, two for each frequency.
+    ///
+    /// # Panics
+    /// When there are more frequencies than pairs.
+    pub fn of_part(positions: usize, frequencies: &[f64], head_dim: usize) -> Self {
+        assert!(2 * frequencies.len() <= head_dim, "more frequencies than pairs of elements");
         let angles = (0..positions).flat_map(|position| frequencies.iter().map(move |f| position as f64 * f));
         let (sin, cos) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
-        Self { half: frequencies.len(), cos, sin }
+        Self { head_dim, half: frequencies.len(), cos, sin }
     }
 
     /// How many positions the table covers.
@@ -38,7 +48,7 @@ pub fn rope_frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
 
 /// Rotates every head of every row in place by its position; `inverse` turns back, which is the gradient.
 ///
-/// Element i and i + d/2 of a head form a pair. Positions count from 0 in each sequence.
+/// Element i and i + d/2 of the first d of a head form a pair, d twice the number of frequencies. Positions count from 0 in each sequence.
 ///
 /// # Shapes
 /// `x: [n, heads · head_dim]`; `lengths` are the sequence lengths, their sum is n.
@@ -65,8 +75,8 @@ fn rotate(row: &mut [f32], table: &RopeTable, position: usize, sign: f32) {
     let half = table.half;
     let cos = &table.cos[position * half..][..half];
     let sin = &table.sin[position * half..][..half];
-    for head in row.chunks_exact_mut(2 * half) {
-        let (first, second) = head.split_at_mut(half);
+    for head in row.chunks_exact_mut(table.head_dim) {
+        let (first, second) = head[..2 * half].split_at_mut(half);
         for i in 0..half {
             let (a, b, s) = (first[i], second[i], sign * sin[i]);
             first[i] = a * cos[i] - b * s;

@@ -36,41 +36,78 @@ pub fn regression_mean(
     average(out, layout, &plain)?;
     let averaged: &[f32] = out;
     let layers = linear_layers(config).into_par_iter().map(|names| {
-        let weights = names.iter().map(|name| layout.parameter(name)).collect::<Result<Vec<_>>>()?;
+        let weights = names.iter().map(|name| Ok(Matrix::new(config, layout.parameter(name)?)));
+        let weights = weights.collect::<Result<Vec<_>>>()?;
         let change = change(averaged, &weights, members, scale)?;
         Ok((weights, change))
     });
     for (weights, change) in layers.collect::<Result<Vec<_>>>()? {
-        let places = weights.iter().flat_map(|weight| weight.range());
-        places.zip(change.as_slice()).for_each(|(place, change)| out[place] = (f64::from(out[place]) + change) as f32);
+        let mut changes = change.as_slice().iter();
+        for weight in weights {
+            for place in weight.places() {
+                if let Some(change) = changes.next() {
+                    out[place] = (f64::from(out[place]) + change) as f32;
+                }
+            }
+        }
     }
     Ok(())
+}
+
+/// The matrix of a linear layer in the flat vector.
+struct Matrix<'a> {
+    parameter: &'a Parameter,
+    inputs: usize,
+    outputs: usize,
+    inputs_first: bool,
+}
+
+impl<'a> Matrix<'a> {
+    fn new(config: &ModelConfig, parameter: &'a Parameter) -> Self {
+        let (rows, columns) = (parameter.shape[0], parameter.shape[1]);
+        let inputs_first = config.stores_inputs_first(&parameter.name);
+        let (outputs, inputs) = if inputs_first { (columns, rows) } else { (rows, columns) };
+        Self { parameter, inputs, outputs, inputs_first }
+    }
+
+    /// The places of the values in the file, by outputs and then by inputs.
+    fn indices(&self) -> impl Iterator<Item = usize> {
+        let Self { inputs, outputs, inputs_first, .. } = *self;
+        let index = move |output, input| if inputs_first { input * outputs + output } else { output * inputs + input };
+        (0..outputs).flat_map(move |output| (0..inputs).map(move |input| index(output, input)))
+    }
+
+    /// The places of the values in the flat vector, in the same order.
+    fn places(&self) -> impl Iterator<Item = usize> {
+        self.indices().map(|index| self.parameter.offset + index)
+    }
 }
 
 /// What is added to the averages of weights that read one input: `[in, Σ out]` by columns, which is `[Σ out, in]` by rows.
 fn change(
     averaged: &[f32],
-    weights: &[&Parameter],
+    weights: &[Matrix<'_>],
     members: &[(f64, &Checkpoint, &Checkpoint)],
     scale: f64,
 ) -> Result<DMatrix<f64>> {
-    let inputs = weights[0].shape[1];
-    let outputs = weights.iter().map(|weight| weight.shape[0]).sum();
+    let (name, inputs) = (&weights[0].parameter.name, weights[0].inputs);
+    let outputs = weights.iter().map(|weight| weight.outputs).sum();
     let mut sides = DMatrix::zeros(inputs, outputs);
     let mut grams = DMatrix::zeros(inputs, inputs);
     for (share, model, gram) in members {
-        let mut gram = DMatrix::from_vec(inputs, inputs, read(gram, &weights[0].name, inputs * inputs)?);
+        let mut gram = DMatrix::from_vec(inputs, inputs, read(gram, name, inputs * inputs)?);
         gram.iter_mut().enumerate().for_each(|(i, value)| *value *= share * off_diagonal(i, inputs, scale));
         let mut moved = Vec::with_capacity(inputs * outputs);
         for weight in weights {
-            let expert = read(model, &weight.name, weight.len())?;
-            moved.extend(expert.iter().zip(&averaged[weight.range()]).map(|(expert, mean)| expert - f64::from(*mean)));
+            let expert = read(model, &weight.parameter.name, weight.parameter.len())?;
+            let places = weight.indices().zip(weight.places());
+            moved.extend(places.map(|(index, place)| expert[index] - f64::from(averaged[place])));
         }
         sides.gemm(1.0, &gram, &DMatrix::from_vec(inputs, outputs, moved), 1.0);
         grams += gram;
     }
     let singular = || {
-        let place = format!("Gram matrices of '{}'", weights[0].name);
+        let place = format!("Gram matrices of '{name}'");
         Error::input(place, "not positive definite, even with a ridge; take them on more tokens")
     };
     Ok(factor(grams).ok_or_else(singular)?.solve(&sides))

@@ -2,23 +2,19 @@
 
 use super::header::{Declared, PICKLED, read_header};
 use super::index::{INDEX, Index};
-use super::{FloatType, Layout, LowRankUpdate};
+use super::names::{Names, is_buffer};
+use super::{FloatType, Layout, LowRankUpdate, ModelConfig};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::kernels::{Floats, add_low_rank, weighted_sum};
 use safetensors::Dtype;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// File name of the parameters inside a model folder.
 pub(super) const WEIGHTS: &str = "model.safetensors";
-/// How many differences a refusal lists.
-const SHOWN: usize = 5;
-
-/// Buffers that old Llama checkpoints hold although they follow from the config; `transformers` ignores them too.
-pub(super) const ROTARY_BUFFER: &str = ".rotary_emb.inv_freq";
 
 /// A safetensors file or the shards of one, mapped, with a low-rank update where the model is one on top of another; its
 /// tensors can be read at any alignment. Clones share the maps.
@@ -34,6 +30,7 @@ pub struct Checkpoint {
 struct Stored {
     files: Vec<(PathBuf, files::Mapped)>,
     tensors: BTreeMap<String, Entry>,
+    buffers: BTreeMap<String, usize>, // file of what is no parameter, by name
 }
 
 struct Entry {
@@ -50,18 +47,23 @@ impl Checkpoint {
     /// As [`Checkpoint::open_file`]; [`Error::Input`] when the index is not what it should be, when index and shards
     /// disagree, or when there are only pickled weights, which are never read.
     pub fn open(folder: &Path) -> Result<Self> {
-        let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
-        if single.exists() || !index.exists() {
-            return refuse_pickled(folder).and_then(|()| Self::open_file(&single));
-        }
-        let (path, index) = (index.clone(), Index::read(folder, &index)?);
-        let mut stored = Stored::default();
-        for shard in index.shards() {
-            stored.add(shard)?;
-        }
-        let held = stored.tensors.iter().map(|(name, entry)| (name.as_str(), entry.file)).collect();
-        index.check(&held)?;
-        Ok(Self { path, stored: Arc::new(stored), update: None })
+        Stored::open(folder).map(Self::new)
+    }
+
+    /// As [`Checkpoint::open`], of a folder from elsewhere: tensors get the names that the family's models have when they are
+    /// saved whole (files of a bare model leave the prefix out), and the output matrix of a tied model is dropped when it
+    /// repeats the embedding.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; [`Error::Input`] when a model that says it is tied has an output matrix of its own.
+    pub fn open_model(folder: &Path, config: &ModelConfig) -> Result<Self> {
+        let (path, mut stored) = Stored::open(folder)?;
+        stored.rename(config, &path)?;
+        Ok(Self::new((path, stored)))
+    }
+
+    fn new((path, stored): (PathBuf, Stored)) -> Self {
+        Self { path, stored: Arc::new(stored), update: None }
     }
 
     /// Maps a safetensors file.
@@ -72,7 +74,7 @@ impl Checkpoint {
     pub fn open_file(path: &Path) -> Result<Self> {
         let mut stored = Stored::default();
         stored.add(path)?;
-        Ok(Self { path: path.to_path_buf(), stored: Arc::new(stored), update: None })
+        Ok(Self::new((path.to_path_buf(), stored)))
     }
 
     /// The model that an adapter makes of this one; the maps are shared.
@@ -179,28 +181,71 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Mismatch`] with the first differences, expected then got.
     pub fn check(&self, layout: &Layout) -> Result<()> {
-        let differences = layout.differences(&self.layout());
-        if differences.is_empty() {
-            return Ok(());
-        }
-        let mut shown = differences.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
-        if differences.len() > SHOWN {
-            shown.push_str(&format!("; and {} more", differences.len() - SHOWN));
-        }
-        Err(Error::Mismatch {
-            what: format!("'{}' does not fit the pool's model", self.path.display()),
-            differences: shown,
-        })
+        layout.check_against(&self.layout(), &self.path.display().to_string())
     }
 }
 
 impl Stored {
+    /// Maps the weights of a model folder; with them, the file or the index.
+    fn open(folder: &Path) -> Result<(PathBuf, Self)> {
+        let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
+        let mut stored = Self::default();
+        if single.exists() || !index.exists() {
+            refuse_pickled(folder)?;
+            stored.add(&single)?;
+            return Ok((single, stored));
+        }
+        let shards = Index::read(folder, &index)?;
+        for shard in shards.shards() {
+            stored.add(shard)?;
+        }
+        let held = stored.tensors.iter().map(|(name, entry)| (name.as_str(), entry.file)).collect();
+        shards.check(&held, &stored.buffers)?;
+        Ok((index, stored))
+    }
+
+    /// Gives tensors the names that whole models have, and drops an output matrix that repeats the embedding.
+    fn rename(&mut self, config: &ModelConfig, path: &Path) -> Result<()> {
+        let (names, layout) = (Names::of(config), Layout::of(config));
+        let wanted: BTreeSet<&str> = layout.parameters().iter().map(|parameter| parameter.name.as_str()).collect();
+        let heads = [format!("{}.weight", names.output), "lm_head.weight".to_owned()];
+        for name in self.tensors.keys().cloned().collect::<Vec<_>>() {
+            let prefixed = format!("{}{name}", names.prefix);
+            let meant = if heads.contains(&name) { &heads[0] } else { &prefixed };
+            let is_free = !self.tensors.contains_key(meant);
+            if !wanted.contains(name.as_str()) && wanted.contains(meant.as_str()) && is_free {
+                let entry = self.tensors.remove(&name);
+                self.tensors.extend(entry.map(|entry| (meant.clone(), entry)));
+            }
+        }
+        if config.tie_word_embeddings {
+            heads.iter().try_for_each(|head| self.drop_tied(head, &format!("{}.weight", names.embedding), path))?;
+        }
+        Ok(())
+    }
+
+    /// Drops an output matrix that repeats the embedding.
+    fn drop_tied(&mut self, head: &str, embedding: &str, path: &Path) -> Result<()> {
+        let (Some(output), Some(table)) = (self.tensors.get(head), self.tensors.get(embedding)) else { return Ok(()) };
+        let bytes = |entry: &Entry| &self.files[entry.file].1[entry.bytes.clone()];
+        if (output.dtype, &output.shape) != (table.dtype, &table.shape) || bytes(output) != bytes(table) {
+            let problem = format!(
+                "'tie_word_embeddings' is true, but '{head}' is not the same as '{embedding}'; set it to false in \
+                 config.json to keep both, or remove '{head}'"
+            );
+            return Err(Error::input(path.display(), problem));
+        }
+        self.tensors.remove(head);
+        Ok(())
+    }
+
     /// Maps one more file.
     fn add(&mut self, path: &Path) -> Result<()> {
         let map = files::map(path)?;
         let damaged = |problem: String| Error::damaged(path, problem);
         for Declared { name, dtype, shape, bytes } in read_header(path, &map)? {
-            if name.ends_with(ROTARY_BUFFER) {
+            if is_buffer(&name, &shape) {
+                self.buffers.insert(name, self.files.len());
                 continue;
             }
             if FloatType::of(dtype).is_none() {

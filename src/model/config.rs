@@ -1,6 +1,6 @@
 //! Model config: the shape of a model, as Hugging Face's `config.json` describes it, with named presets.
 
-use super::family::{Family, RopeScaling};
+use super::family::{Activation, Family, RopeScaling};
 use crate::error::{Error, Result, closest};
 use crate::kernels::Heads;
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ pub const PRESETS: [&str; 5] = ["pico", "nano", "micro", "small", "smol-135m"];
 
 /// The shape of a model. Field names are those of Hugging Face's `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools)] // Hugging Face's fields
 pub struct ModelConfig {
     /// What the model has beyond Llama, or instead.
     #[serde(default, skip_serializing_if = "Family::is_llama")]
@@ -18,7 +19,7 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the gated feed-forward layer.
+    /// Inner width of the feed-forward layer.
     pub intermediate_size: usize,
     /// Transformer blocks.
     pub num_hidden_layers: usize,
@@ -28,9 +29,9 @@ pub struct ModelConfig {
     pub num_key_value_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Epsilon inside the root of RMS norm.
+    /// Epsilon inside the root of norms (of layer norms too).
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
+    /// Base of the rotary frequencies; means nothing where positions are learned.
     pub rope_theta: f64,
     /// Longest sequence the model is meant for.
     pub max_position_embeddings: usize,
@@ -48,6 +49,15 @@ pub struct ModelConfig {
     /// How many tokens, itself included, a token sees; longer sequences are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sliding_window: Option<usize>,
+    /// What the feed-forward layer does to its inner values.
+    #[serde(default, skip_serializing_if = "Activation::is_silu")]
+    pub hidden_act: Activation,
+    /// Whether both layers of a block read its input; else the second reads what the first has made of it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub use_parallel_residual: bool,
+    /// The share of a head's elements that turn with the position; all of them when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial_rotary_factor: Option<f64>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
@@ -109,7 +119,35 @@ impl ModelConfig {
             attention_bias: false,
             mlp_bias: false,
             sliding_window: None,
+            hidden_act: Activation::Silu,
+            use_parallel_residual: false,
+            partial_rotary_factor: None,
         })
+    }
+
+    /// A model of a family that is not known, of which nothing but the vocabulary is known.
+    pub(super) fn unknown(vocab_size: usize) -> Self {
+        Self {
+            model_type: Family::Other,
+            vocab_size,
+            hidden_size: 0,
+            intermediate_size: 0,
+            num_hidden_layers: 0,
+            num_attention_heads: 0,
+            num_key_value_heads: 0,
+            head_dim: 0,
+            rms_norm_eps: 0.0,
+            rope_theta: 0.0,
+            max_position_embeddings: 0,
+            tie_word_embeddings: false,
+            rope_scaling: None,
+            attention_bias: false,
+            mlp_bias: false,
+            sliding_window: None,
+            hidden_act: Activation::Silu,
+            use_parallel_residual: false,
+            partial_rotary_factor: None,
+        }
     }
 
     /// The layout of the attention heads.
@@ -122,6 +160,9 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Input`] naming `place` and the first field that makes no sense.
     pub fn check(&self, place: &str) -> Result<()> {
+        if self.model_type == Family::Other {
+            return Ok(()); // nothing is built
+        }
         // Far above any model that was ever trained, and low enough for sizes that are products of these.
         let sizes = [
             ("vocab_size", self.vocab_size, 1 << 24),
@@ -145,7 +186,7 @@ impl ModelConfig {
                 ),
             ));
         }
-        if !self.head_dim.is_multiple_of(2) {
+        if !(self.head_dim.is_multiple_of(2) || self.has_learned_positions()) {
             return Err(Error::input(
                 place,
                 format!("'head_dim' must be even for rotary positions, got {}", self.head_dim),
@@ -161,7 +202,8 @@ impl ModelConfig {
     pub fn forward_flops_per_token(&self, context: usize) -> f64 {
         let heads = self.num_attention_heads * self.head_dim;
         let keys = self.num_key_value_heads * self.head_dim;
-        let block = self.hidden_size * (2 * heads + 2 * keys + 3 * self.intermediate_size) + heads * context;
+        let matrices = if self.hidden_act.is_silu() { 3 } else { 2 }; // of the feed-forward layer
+        let block = self.hidden_size * (2 * heads + 2 * keys + matrices * self.intermediate_size) + heads * context;
         2.0 * (self.num_hidden_layers * block + self.vocab_size * self.hidden_size) as f64
     }
 }

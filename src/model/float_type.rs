@@ -1,6 +1,7 @@
 //! Float type: the numbers that tensors of a file are made of.
 
 use crate::error::{Error, Result, closest};
+use crate::kernels::Floats;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,15 @@ impl FloatType {
             Dtype::BF16 => Some(Self::Bfloat16),
             Dtype::F16 => Some(Self::Float16),
             _ => None,
+        }
+    }
+
+    /// The type of some values.
+    pub(super) fn of_values(values: &Floats<'_>) -> Self {
+        match values {
+            Floats::F32(_) => Self::Float32,
+            Floats::BF16(_) => Self::Bfloat16,
+            Floats::F16(_) => Self::Float16,
         }
     }
 

@@ -68,15 +68,16 @@ impl Index {
         &self.shards
     }
 
-    /// Refuses shards that hold other tensors than declared; `held` gives the shard of every tensor.
+    /// Refuses shards that hold other tensors than declared; `held` gives the shard of every tensor, `buffers` of what is no
+    /// parameter and need not be declared.
     ///
     /// # Errors
     /// [`Error::Input`] naming the first tensor that is missing, elsewhere or undeclared.
-    pub(super) fn check(&self, held: &BTreeMap<&str, usize>) -> Result<()> {
+    pub(super) fn check(&self, held: &BTreeMap<&str, usize>, buffers: &BTreeMap<String, usize>) -> Result<()> {
         let refuse = |problem: String| Err(Error::input(&self.place, problem));
         let file = |shard: usize| self.shards[shard].display();
         for (name, shard) in &self.tensors {
-            match held.get(name.as_str()) {
+            match held.get(name.as_str()).or_else(|| buffers.get(name)) {
                 Some(found) if found == shard => {}
                 Some(found) => {
                     return refuse(format!(
@@ -85,7 +86,6 @@ impl Index {
                         file(*found)
                     ));
                 }
-                None if name.ends_with(super::checkpoint::ROTARY_BUFFER) => {}
                 None => return refuse(format!("tensor '{name}' is missing from '{}'", file(*shard))),
             }
         }

@@ -1,12 +1,17 @@
 //! Layout: the order, shape and place of every parameter in one flat vector.
 
-use super::ModelConfig;
+use super::family::Role;
+use super::names::Names;
+use super::{Family, ModelConfig};
 use crate::error::{Error, Result};
 use crate::rng::Stream;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
+
+/// How many differences a refusal lists.
+const SHOWN: usize = 5;
 
 /// One named tensor inside the flat vector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,39 +67,46 @@ impl Layout {
         Self { parameters: shapes.into_iter().map(place).collect() }
     }
 
-    /// The tensors of a model, under the names `transformers` uses.
+    /// The tensors of a model, under the names and in the shapes of Hugging Face's files; none of a family that is not known.
     pub fn of(config: &ModelConfig) -> Self {
-        let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
-        let queries = config.num_attention_heads * config.head_dim;
-        let keys = config.num_key_value_heads * config.head_dim;
-        let mut shapes = BTreeMap::from([
-            ("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, hidden]),
-            ("model.norm.weight".to_owned(), vec![hidden]),
-        ]);
-        if !config.tie_word_embeddings {
-            shapes.insert("lm_head.weight".to_owned(), vec![config.vocab_size, hidden]);
+        if config.model_type == Family::Other {
+            return Self::from_shapes(BTreeMap::new());
+        }
+        let (names, hidden) = (Names::of(config), config.hidden_size);
+        let mut shapes = BTreeMap::new();
+        let mut norm = |name: String, width: usize, has_bias: bool| {
+            if has_bias {
+                shapes.insert(format!("{name}.bias"), vec![width]);
+            }
+            shapes.insert(format!("{name}.weight"), vec![width]);
+        };
+        norm(names.norm.to_owned(), hidden, config.has_layer_norms());
+        for layer in 0..config.num_hidden_layers {
+            for part in [names.attention_norm, names.feed_forward_norm] {
+                norm(format!("{}.{layer}.{part}", names.blocks), hidden, config.has_layer_norms());
+            }
+            for (part, width) in
+                config.head_norms().into_iter().flat_map(|widths| names.head_norms.into_iter().zip(widths))
+            {
+                norm(format!("{}.{layer}.{part}", names.blocks), width, false);
+            }
         }
         for layer in 0..config.num_hidden_layers {
-            let name = |part: &str, kind: &str| format!("model.layers.{layer}.{part}.{kind}");
-            for (part, outputs, inputs) in [
-                ("self_attn.q_proj", queries, hidden),
-                ("self_attn.k_proj", keys, hidden),
-                ("self_attn.v_proj", keys, hidden),
-                ("self_attn.o_proj", hidden, queries),
-                ("mlp.gate_proj", ffn, hidden),
-                ("mlp.up_proj", ffn, hidden),
-                ("mlp.down_proj", hidden, ffn),
-            ] {
-                shapes.insert(name(part, "weight"), vec![outputs, inputs]);
-                if config.has_bias(part) {
-                    shapes.insert(name(part, "bias"), vec![outputs]);
+            for (part, [outputs, inputs], role) in linear_shapes(config) {
+                let weight = names.of_block(layer, part, "weight");
+                let shape = if config.stores_inputs_first(&weight) { [inputs, outputs] } else { [outputs, inputs] };
+                shapes.insert(weight, shape.to_vec());
+                if config.has_bias(role) {
+                    shapes.insert(names.of_block(layer, part, "bias"), vec![outputs]);
                 }
             }
-            let head_norms = config.head_norms().map(|[q, k]| [("self_attn.q_norm", q), ("self_attn.k_norm", k)]);
-            let norms = config.block_norms().map(|norm| (norm, hidden)).into_iter();
-            for (norm, width) in norms.chain(head_norms.into_iter().flatten()) {
-                shapes.insert(name(norm, "weight"), vec![width]);
-            }
+        }
+        let output = (!config.tie_word_embeddings).then_some(names.output);
+        for table in [names.embedding].into_iter().chain(output) {
+            shapes.insert(format!("{table}.weight"), vec![config.vocab_size, hidden]);
+        }
+        if let Some(positions) = names.positions {
+            shapes.insert(format!("{positions}.weight"), vec![config.max_position_embeddings, hidden]);
         }
         Self::from_shapes(shapes)
     }
@@ -139,20 +151,22 @@ impl Layout {
         Ok(flat.narrow(0, parameter.offset, parameter.len())?.reshape(parameter.shape.as_slice())?)
     }
 
-    /// Fresh parameters: norms 1, biases 0, matrices normal with deviation 0.02, those that write into the residual stream
-    /// (`o_proj`, `down_proj`) divided by √(2 · layers).
+    /// Fresh parameters: gains of norms 1, biases 0, matrices normal with deviation 0.02, those that write into the residual
+    /// stream divided by √(2 · layers).
     ///
     /// Each tensor draws from its own stream, so adding a layer does not reshuffle the others.
     pub fn initial_values(&self, config: &ModelConfig, seed: u64) -> Vec<f32> {
+        let names = Names::of(config);
         let mut values = Vec::with_capacity(self.len());
         for parameter in &self.parameters {
             if !parameter.decays() {
-                let value = if parameter.name.ends_with("_proj.bias") { 0.0 } else { 1.0 };
+                let is_bias = parameter.name.rsplit('.').next() == Some("bias");
+                let value = if is_bias { 0.0 } else { 1.0 };
                 values.extend(std::iter::repeat_n(value, parameter.len()));
                 continue;
             }
-            let residual = parameter.name.ends_with("o_proj.weight") || parameter.name.ends_with("down_proj.weight");
-            let depth = if residual { (2.0 * config.num_hidden_layers as f64).sqrt() } else { 1.0 };
+            let depth =
+                if names.is_residual(&parameter.name) { (2.0 * config.num_hidden_layers as f64).sqrt() } else { 1.0 };
             let mut stream = Stream::new(seed, &format!("init {}", parameter.name));
             values.extend((0..parameter.len()).map(|_| (stream.normal() * 0.02 / depth) as f32));
         }
@@ -173,21 +187,48 @@ impl Layout {
         let unexpected = got.keys().filter(|name| !expected.contains_key(*name));
         missing_or_different.chain(unexpected.map(|name| format!("tensor '{name}' is not expected"))).collect()
     }
+
+    /// Refuses the tensors of the file called `place` when they are not those of this layout.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with the first differences, expected then got.
+    pub(super) fn check_against(&self, other: &Self, place: &str) -> Result<()> {
+        let differences = self.differences(other);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let mut shown = differences.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+        if differences.len() > SHOWN {
+            shown.push_str(&format!("; and {} more", differences.len() - SHOWN));
+        }
+        Err(Error::Mismatch { what: format!("'{place}' does not fit the pool's model"), differences: shown })
+    }
+}
+
+/// The linear layers of one block in the order of a forward pass: name, `[out, in]` and what they are for.
+fn linear_shapes(config: &ModelConfig) -> Vec<(&'static str, [usize; 2], Role)> {
+    let (names, hidden, inner) = (Names::of(config), config.hidden_size, config.intermediate_size);
+    let [queries, keys] = [config.num_attention_heads, config.num_key_value_heads].map(|heads| heads * config.head_dim);
+    let apart = [queries, keys, keys];
+    let widths = if config.turns().is_some() { vec![apart.iter().sum()] } else { apart.to_vec() };
+    let projections =
+        names.projections.iter().zip(widths).map(|(name, width)| (*name, [width, hidden], Role::Projection));
+    let entry = names.entry.iter().map(|name| (*name, [inner, hidden], Role::FeedForward));
+    projections
+        .chain([(names.attention_output, [hidden, queries], Role::AttentionOutput)])
+        .chain(entry)
+        .chain([(names.down, [hidden, inner], Role::FeedForward)])
+        .collect()
 }
 
 /// The linear layers of a model: the names of the weights that read one input stand together, in the order of a forward
 /// pass. Embeddings are no linear layer, nor is an output matrix tied to them.
 pub fn linear_layers(config: &ModelConfig) -> Vec<Vec<String>> {
-    const SHARED: [&[&str]; 4] = [
-        &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-        &["self_attn.o_proj"],
-        &["mlp.gate_proj", "mlp.up_proj"],
-        &["mlp.down_proj"],
-    ];
+    let names = Names::of(config);
     let block = |layer: usize| {
-        let name = move |part: &&str| format!("model.layers.{layer}.{part}.weight");
-        SHARED.iter().map(move |parts| parts.iter().map(name).collect())
+        let shared = [names.projections, &[names.attention_output], names.entry, &[names.down]];
+        shared.map(|parts| parts.iter().map(|part| names.of_block(layer, part, "weight")).collect())
     };
-    let output = (!config.tie_word_embeddings).then(|| vec!["lm_head.weight".to_owned()]);
+    let output = (!config.tie_word_embeddings).then(|| vec![format!("{}.weight", names.output)]);
     (0..config.num_hidden_layers).flat_map(block).chain(output).collect()
 }

@@ -3,10 +3,11 @@
 //! A layer's gradient is a sum over tokens, so whoever sees its factors can sum over the tokens of one sequence, or take
 //! inner products, without a backward pass of their own.
 
-use super::weights::Linear;
-use crate::error::Result;
+use super::weights::{Linear, Norm};
+use crate::error::{Error, Result};
 use crate::kernels::{
-    Exec, bias_backward, cross_entropy_backward_seen, embedding_backward, linear_backward, rms_norm_backward, values,
+    Exec, bias_backward, conv1d_backward, cross_entropy_backward_seen, embedding_backward, layer_norm_backward,
+    linear_backward, rms_norm_backward, values,
 };
 use candle_core::Tensor;
 
@@ -20,8 +21,8 @@ pub struct Part<'a> {
 
 /// What is summed over tokens to a gradient.
 pub enum Factors<'a> {
-    /// A matrix `[out, in]`: Σ bₜ aₜᵀ, with the layer's input a and the gradient b of its output. The output matrix comes in
-    /// several parts, each for some consecutive tokens.
+    /// A matrix `[out, in]`: Σ bₜ aₜᵀ, with the layer's input a and the gradient b of its output; of a matrix stored inputs
+    /// first a and b have changed places. The output matrix comes in several parts, each for some consecutive tokens.
     Linear {
         /// The token of the first row.
         first_row: usize,
@@ -46,6 +47,15 @@ pub enum Factors<'a> {
         /// Added to the mean square.
         eps: f32,
     },
+    /// The gain `[d]` of a layer norm: Σ bₜ ∘ x̂ₜ, with the normed rows x̂. Its bias is shown as a bias.
+    LayerNorm {
+        /// x: `[tokens, d]`.
+        inputs: &'a Tensor,
+        /// b: `[tokens, d]`.
+        outputs: &'a Tensor,
+        /// Added to the variance.
+        eps: f32,
+    },
     /// An embedding `[vocabulary, d]`: bₜ is added to the row of token t.
     Embedding {
         /// Token ids.
@@ -66,7 +76,16 @@ pub(super) struct Tap<'a, 'b> {
 }
 
 impl Tap<'_, '_> {
-    /// [`linear_backward`] and [`bias_backward`].
+    /// [`Tap::linear`] of layers that read one input; returns the gradient of that.
+    pub(super) fn linears(&mut self, x: &Tensor, ws: &[Linear], dys: &[Tensor], into: &[Linear]) -> Result<Tensor> {
+        let mut dx = None;
+        for ((w, dy), into) in ws.iter().zip(dys).zip(into) {
+            dx = Some(self.linear(x, w, dy, dx, into)?);
+        }
+        dx.ok_or_else(|| Error::Mismatch { what: "layers of a model".into(), differences: "there are none".into() })
+    }
+
+    /// [`linear_backward`] or [`conv1d_backward`], and [`bias_backward`].
     pub(super) fn linear(
         &mut self,
         x: &Tensor,
@@ -76,29 +95,39 @@ impl Tap<'_, '_> {
         into: &Linear,
     ) -> Result<Tensor> {
         {
-            let (inputs, outputs) = (values(x)?, values(dy)?);
-            let factors = Factors::Linear { first_row: 0, inputs: &inputs, outputs: &outputs, width: x.dim(1)? };
+            let (rows, columns) = if into.inputs_first { (x, dy) } else { (dy, x) };
+            let (outputs, inputs) = (values(rows)?, values(columns)?);
+            let factors = Factors::Linear { first_row: 0, inputs: &inputs, outputs: &outputs, width: columns.dim(1)? };
             (self.see)(Part { offset: offset(&into.weight), factors })?;
         }
-        if let Some(dbias) = &into.bias {
-            (self.see)(Part { offset: offset(dbias), factors: Factors::Bias { outputs: dy } })?;
-            bias_backward(self.exec, dy, dbias)?;
-        }
-        linear_backward(self.exec, x, &w.weight, dy, dx, &into.weight)
+        self.bias(into.bias.as_ref(), dy)?;
+        let backward = if w.inputs_first { conv1d_backward } else { linear_backward };
+        backward(self.exec, x, &w.weight, dy, dx, &into.weight)
     }
 
-    /// [`rms_norm_backward`].
+    fn bias(&mut self, into: Option<&Tensor>, dy: &Tensor) -> Result<()> {
+        let Some(dbias) = into else { return Ok(()) };
+        (self.see)(Part { offset: offset(dbias), factors: Factors::Bias { outputs: dy } })?;
+        bias_backward(self.exec, dy, dbias)
+    }
+
+    /// [`rms_norm_backward`], or [`layer_norm_backward`] and [`bias_backward`] of a norm with a bias.
     pub(super) fn norm(
         &mut self,
         x: &Tensor,
-        weight: &Tensor,
+        w: &Norm,
         dy: &Tensor,
         dx: Option<Tensor>,
-        dweight: &Tensor,
+        into: &Norm,
     ) -> Result<Tensor> {
-        let factors = Factors::Norm { inputs: x, outputs: dy, eps: self.eps };
-        (self.see)(Part { offset: offset(dweight), factors })?;
-        rms_norm_backward(self.exec, x, weight, self.eps, dy, dx, dweight)
+        let eps = self.eps;
+        let (factors, backward): (_, NormBackward) = match into.bias {
+            Some(_) => (Factors::LayerNorm { inputs: x, outputs: dy, eps }, layer_norm_backward),
+            None => (Factors::Norm { inputs: x, outputs: dy, eps }, rms_norm_backward),
+        };
+        (self.see)(Part { offset: offset(&into.gain), factors })?;
+        self.bias(into.bias.as_ref(), dy)?;
+        backward(self.exec, x, &w.gain, eps, dy, dx, &into.gain)
     }
 
     /// The loss and the output matrix: [`cross_entropy_backward_seen`].
@@ -122,6 +151,9 @@ impl Tap<'_, '_> {
         embedding_backward(ids, dx, dtable)
     }
 }
+
+/// The backward pass of a norm: execution, x, gain, eps, dy, dx, dgain.
+type NormBackward = fn(Exec, &Tensor, &Tensor, f32, &Tensor, Option<Tensor>, &Tensor) -> Result<Tensor>;
 
 /// Where a view of the flat gradient begins, and so the weight it belongs to.
 fn offset(view: &Tensor) -> usize {

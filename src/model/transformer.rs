@@ -1,15 +1,16 @@
-//! Transformer: tokens to losses, and losses to gradients, for Llama and the families that resemble it.
+//! Transformer: tokens to losses, and losses to gradients, for every family that its config describes.
 //!
-//! The backward pass of each block stands beside its forward pass. Weights and gradients are views into flat vectors of
+//! Every backward pass stands beside its forward pass: those of a block and of its halves in files of their own. Weights and gradients are views into flat vectors of
 //! one [`Layout`]; activations are tensors of shape `[tokens, width]` in which several sequences lie one after another.
 
+use super::block::Activations;
 use super::tap::{See, Tap};
-use super::weights::{Block, Linear};
+use super::weights::{Linear, Norm};
 use super::{Layout, ModelConfig, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Exec, Heads, RopeTable, add_assign, add_bias, attention, attention_backward, cross_entropy, embedding, linear,
-    log_odds_backward, rms_norm, rope, select_rows, select_rows_backward, swiglu, swiglu_backward,
+    Exec, RopeTable, add_assign, add_bias, conv1d, cross_entropy, embedding, layer_norm, linear, log_odds_backward,
+    rms_norm, select_rows, select_rows_backward,
 };
 use candle_core::Tensor;
 
@@ -24,49 +25,31 @@ pub struct Sequences<'a> {
 
 /// A model over parameters that lie in one flat tensor.
 pub struct Transformer {
-    config: ModelConfig,
+    pub(super) config: ModelConfig,
     weights: Weights,
-    rope: RopeTable,
-    exec: Exec,
-}
-
-/// What the backward pass of one block needs from its forward pass.
-struct Activations {
-    x: Tensor,                   // input of the block
-    read: Tensor,                // what the attention reads: the norm of x, or x
-    projected_q: Option<Tensor>, // before its norm, where it has one
-    projected_k: Option<Tensor>,
-    q: Tensor,                     // rotated
-    k: Tensor,                     // rotated
-    v: Tensor,                     // as projected
-    lse: Tensor,                   // log-sum-exp of the attention scores
-    attended: Tensor,              // output of the attention, before `o`
-    attention_out: Option<Tensor>, // after `o` and before its norm, where it has one
-    middle: Tensor,                // residual stream between attention and feed-forward
-    middle_read: Tensor,           // what the feed-forward layer reads
-    gate: Tensor,
-    up: Tensor,
-    active: Tensor,                   // silu(gate) · up
-    feed_forward_out: Option<Tensor>, // as of the attention
+    context: usize,
+    pub(super) rope: Option<RopeTable>, // none where positions are learned
+    pub(super) exec: Exec,
 }
 
 impl Transformer {
     /// A model whose parameters are views into `flat`: `[layout length]` f32. Changing `flat` in place changes the model.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when the layout does not fit the config, [`Error::Input`] when a sliding window is shorter than
-    /// the context.
+    /// [`Error::Usage`] when the family is not known, [`Error::Mismatch`] when the layout does not fit the config,
+    /// [`Error::Input`] when a sliding window or the learned positions are shorter than the context.
     pub fn new(config: &ModelConfig, layout: &Layout, flat: &Tensor, context: usize, exec: Exec) -> Result<Self> {
-        config.check_context(context, "model")?;
         let weights = Weights::views(config, layout, flat)?;
-        let rope = RopeTable::of_frequencies(context, &config.rope_frequencies());
-        Ok(Self { config: config.clone(), weights, rope, exec })
+        config.check_context(context, "model")?;
+        let turning = || RopeTable::of_part(context, &config.rope_frequencies(), config.head_dim);
+        let rope = (!config.has_learned_positions()).then(turning);
+        Ok(Self { config: config.clone(), weights, context, rope, exec })
     }
 
     /// Logits of every position: `[tokens, vocabulary]`. For tests and small inputs; scoring never forms them all.
     pub fn logits(&self, batch: Sequences<'_>) -> Result<Tensor> {
         let x = self.hidden(batch, |_| Ok(()))?;
-        linear(self.exec, &self.norm(&x)?, &self.weights.output)
+        linear(self.exec, &self.norm(&x, &self.weights.norm)?, &self.weights.output)
     }
 
     /// The negative log-likelihood in nats of `targets`, each predicted from the position of the same index in `rows`.
@@ -75,7 +58,7 @@ impl Transformer {
     /// `rows, targets: [m]`, indices into `batch.tokens` and token ids → `[m]`.
     pub fn nll(&self, batch: Sequences<'_>, rows: &[usize], targets: &[u32]) -> Result<Vec<f64>> {
         let x = select_rows(&self.hidden(batch, |_| Ok(()))?, rows)?;
-        cross_entropy(self.exec, &self.norm(&x)?, &self.weights.output, targets)
+        cross_entropy(self.exec, &self.norm(&x, &self.weights.norm)?, &self.weights.output, targets)
     }
 
     /// The mean loss of `targets` in nats per token, each predicted from the position of the same index in `rows`, or
@@ -163,7 +146,7 @@ impl Transformer {
         })?;
         let mut tap = Tap { exec: self.exec, eps: self.eps(), see };
         let predicting = rows.map_or_else(|| Ok(x.clone()), |rows| select_rows(&x, rows))?;
-        let (outputs, dnormed) = head(&self.norm(&predicting)?, &mut tap)?;
+        let (outputs, dnormed) = head(&self.norm(&predicting, &self.weights.norm)?, &mut tap)?;
         let dx = tap.norm(&predicting, &self.weights.norm, &dnormed, None, &gradient.norm)?;
         let mut dx = match rows {
             Some(rows) => select_rows_backward(rows, &dx, batch.tokens.len())?,
@@ -173,6 +156,9 @@ impl Transformer {
             dx = self.block_backward(block, into, batch.lengths, activations, dx, &mut tap)?;
         }
         tap.embedding(batch.tokens, &dx, &gradient.embedding)?;
+        if let Some(positions) = &gradient.positions {
+            tap.embedding(&positions_of(batch), &dx, positions)?;
+        }
         Ok(outputs)
     }
 
@@ -187,9 +173,10 @@ impl Transformer {
             index += 1;
             see(index - 1, input)
         };
-        let x = self
-            .hidden(batch, |a| [&a.read, &a.attended, &a.middle_read, &a.active].into_iter().try_for_each(&mut show))?;
-        if self.config.tie_word_embeddings { Ok(()) } else { show(&self.norm(&x)?) }
+        let x = self.hidden(batch, |Activations { attention: a, feed_forward: f, .. }| {
+            [&a.read, &a.output_read, &f.read, &f.active].into_iter().try_for_each(&mut show)
+        })?;
+        if self.config.tie_word_embeddings { Ok(()) } else { show(&self.norm(&x, &self.weights.norm)?) }
     }
 
     /// The residual stream after the last block: `[tokens, hidden]`; `keep` is handed what every block computed.
@@ -205,143 +192,32 @@ impl Transformer {
 
     fn embed(&self, batch: Sequences<'_>) -> Result<Tensor> {
         let longest = batch.lengths.iter().max().copied().unwrap_or(0);
-        if longest > self.rope.positions() {
+        if longest > self.context {
             return Err(Error::Usage(format!(
                 "a sequence of {longest} tokens, but the model was set up for {}",
-                self.rope.positions()
+                self.context
             )));
         }
-        embedding(&self.weights.embedding, batch.tokens)
+        let x = embedding(&self.weights.embedding, batch.tokens)?;
+        if let Some(positions) = &self.weights.positions {
+            add_assign(self.exec, &x, &embedding(positions, &positions_of(batch))?)?;
+        }
+        Ok(x)
     }
 
-    fn norm(&self, x: &Tensor) -> Result<Tensor> {
-        rms_norm(self.exec, x, &self.weights.norm, self.eps())
+    /// Rows normed as their norm says.
+    pub(super) fn norm(&self, x: &Tensor, w: &Norm) -> Result<Tensor> {
+        match &w.bias {
+            Some(bias) => layer_norm(self.exec, x, &w.gain, bias, self.eps()),
+            None => rms_norm(self.exec, x, &w.gain, self.eps()),
+        }
     }
 
-    fn linear(&self, x: &Tensor, w: &Linear) -> Result<Tensor> {
-        let y = linear(self.exec, x, &w.weight)?;
+    /// A linear layer applied to rows.
+    pub(super) fn linear(&self, x: &Tensor, w: &Linear) -> Result<Tensor> {
+        let y = if w.inputs_first { conv1d(self.exec, x, &w.weight)? } else { linear(self.exec, x, &w.weight)? };
         w.bias.iter().try_for_each(|bias| add_bias(self.exec, &y, bias))?;
         Ok(y)
-    }
-
-    fn block_forward(&self, w: &Block, lengths: &[usize], x: Tensor) -> Result<(Tensor, Activations)> {
-        let exec = self.exec;
-        let read = self.read(&x, &w.attention_norm)?;
-        let (q, k, v) = (self.linear(&read, &w.q)?, self.linear(&read, &w.k)?, self.linear(&read, &w.v)?);
-        let (projected_q, q) = self.head_norm(q, w.q_norm.as_ref())?;
-        let (projected_k, k) = self.head_norm(k, w.k_norm.as_ref())?;
-        rope(exec, &q, &self.rope, lengths, false)?;
-        rope(exec, &k, &self.rope, lengths, false)?;
-        let (attended, lse) = attention(exec, self.heads(), lengths, &q, &k, &v)?;
-        let (attention_out, middle) = self.write(self.linear(&attended, &w.o)?, &w.attention_norm, &x)?;
-
-        let middle_read = self.read(&middle, &w.feed_forward_norm)?;
-        let (gate, up) = (self.linear(&middle_read, &w.gate)?, self.linear(&middle_read, &w.up)?);
-        let active = swiglu(exec, &gate, &up)?;
-        let (feed_forward_out, out) = self.write(self.linear(&active, &w.down)?, &w.feed_forward_norm, &middle)?;
-        let activations = Activations {
-            x,
-            read,
-            projected_q,
-            projected_k,
-            q,
-            k,
-            v,
-            lse,
-            attended,
-            attention_out,
-            middle,
-            middle_read,
-            gate,
-            up,
-            active,
-            feed_forward_out,
-        };
-        Ok((out, activations))
-    }
-
-    /// Takes the gradient of the block's output, adds those of its weights to `into`, returns that of its input.
-    fn block_backward(
-        &self,
-        w: &Block,
-        into: &Block,
-        lengths: &[usize],
-        a: Activations,
-        dout: Tensor,
-        tap: &mut Tap<'_, '_>,
-    ) -> Result<Tensor> {
-        let exec = self.exec;
-        let (gain, dgain) = (&w.feed_forward_norm, &into.feed_forward_norm);
-        let dwritten = write_backward(a.feed_forward_out.as_ref(), gain, &dout, dgain, tap)?;
-        let dactive = tap.linear(&a.active, &w.down, &dwritten, None, &into.down)?;
-        let (dgate, dup) = swiglu_backward(exec, &a.gate, &a.up, &dactive)?;
-        let dread = tap.linear(&a.middle_read, &w.gate, &dgate, None, &into.gate)?;
-        let dread = tap.linear(&a.middle_read, &w.up, &dup, Some(dread), &into.up)?;
-        let dmiddle = self.read_backward(&a.middle, gain, dread, dout, dgain, tap)?;
-
-        let (gain, dgain) = (&w.attention_norm, &into.attention_norm);
-        let dwritten = write_backward(a.attention_out.as_ref(), gain, &dmiddle, dgain, tap)?;
-        let dattended = tap.linear(&a.attended, &w.o, &dwritten, None, &into.o)?;
-        let (dq, dk, dv) =
-            attention_backward(exec, self.heads(), lengths, &a.q, &a.k, &a.v, &a.attended, &a.lse, &dattended)?;
-        rope(exec, &dq, &self.rope, lengths, true)?;
-        rope(exec, &dk, &self.rope, lengths, true)?;
-        let dq = head_norm_backward(a.projected_q.as_ref(), w.q_norm.as_ref(), dq, into.q_norm.as_ref(), tap)?;
-        let dk = head_norm_backward(a.projected_k.as_ref(), w.k_norm.as_ref(), dk, into.k_norm.as_ref(), tap)?;
-        let dread = tap.linear(&a.read, &w.q, &dq, None, &into.q)?;
-        let dread = tap.linear(&a.read, &w.k, &dk, Some(dread), &into.k)?;
-        let dread = tap.linear(&a.read, &w.v, &dv, Some(dread), &into.v)?;
-        self.read_backward(&a.x, gain, dread, dmiddle, dgain, tap)
-    }
-
-    /// What attention or feed-forward layer reads of the residual stream: its norm, or the stream where norms come after.
-    fn read(&self, stream: &Tensor, gain: &Tensor) -> Result<Tensor> {
-        if self.config.norms_come_after() {
-            return Ok(stream.clone());
-        }
-        rms_norm(self.exec, stream, gain, self.eps())
-    }
-
-    /// The gradient of the stream: of what was read of it, and of the connection around the layer, `around`.
-    fn read_backward(
-        &self,
-        stream: &Tensor,
-        gain: &Tensor,
-        dread: Tensor,
-        around: Tensor,
-        dgain: &Tensor,
-        tap: &mut Tap<'_, '_>,
-    ) -> Result<Tensor> {
-        if self.config.norms_come_after() {
-            add_assign(self.exec, &dread, &around)?;
-            return Ok(dread);
-        }
-        tap.norm(stream, gain, &dread, Some(around), dgain)
-    }
-
-    /// The residual stream with a layer's output, or its norm where norms come after; with it, what was normed.
-    fn write(&self, out: Tensor, gain: &Tensor, stream: &Tensor) -> Result<(Option<Tensor>, Tensor)> {
-        let (normed, sum) = if self.config.norms_come_after() {
-            let sum = rms_norm(self.exec, &out, gain, self.eps())?;
-            (Some(out), sum)
-        } else {
-            (None, out)
-        };
-        add_assign(self.exec, &sum, stream)?;
-        Ok((normed, sum))
-    }
-
-    /// Queries or keys, normed in rows as long as the gain (a head or all of them) where there is one; with them, what was
-    /// normed.
-    fn head_norm(&self, projected: Tensor, gain: Option<&Tensor>) -> Result<(Option<Tensor>, Tensor)> {
-        let Some(gain) = gain else { return Ok((None, projected)) };
-        let rows = projected.reshape(((), gain.dim(0)?))?;
-        let normed = rms_norm(self.exec, &rows, gain, self.eps())?.reshape(projected.shape())?;
-        Ok((Some(rows), normed))
-    }
-
-    fn heads(&self) -> Heads {
-        self.config.heads()
     }
 
     fn eps(&self) -> f32 {
@@ -349,26 +225,7 @@ impl Transformer {
     }
 }
 
-/// The gradient of a layer's output: that of the stream, through the norm where norms come after.
-fn write_backward(
-    normed: Option<&Tensor>,
-    gain: &Tensor,
-    dstream: &Tensor,
-    dgain: &Tensor,
-    tap: &mut Tap<'_, '_>,
-) -> Result<Tensor> {
-    normed.map_or_else(|| Ok(dstream.clone()), |out| tap.norm(out, gain, dstream, None, dgain))
-}
-
-/// The gradient of queries or keys before their norm, if they have one.
-fn head_norm_backward(
-    rows: Option<&Tensor>,
-    gain: Option<&Tensor>,
-    dnormed: Tensor,
-    dgain: Option<&Tensor>,
-    tap: &mut Tap<'_, '_>,
-) -> Result<Tensor> {
-    let (Some(rows), Some(gain), Some(dgain)) = (rows, gain, dgain) else { return Ok(dnormed) };
-    let drows = tap.norm(rows, gain, &dnormed.reshape(rows.shape())?, None, dgain)?;
-    Ok(drows.reshape(dnormed.shape())?)
+/// The position of every token in its sequence.
+fn positions_of(batch: Sequences<'_>) -> Vec<u32> {
+    batch.lengths.iter().flat_map(|length| 0..*length as u32).collect()
 }

@@ -48,16 +48,23 @@ impl Pool {
         for (unit, model) in models.into_iter().enumerate() {
             note_type(&model, &base, observer);
             let hash = model.hash.clone();
-            let (start, weights) = if model.is_adapter {
+            let (start, weights) = if model.is_adapter() {
                 let weights = files::hash(format!("low-rank update {hash} of {}", seed.weights).as_bytes());
-                (Start::Adapter { base: base_id.clone(), weights: hash }, weights)
+                (Start::Adapter { base: base_id.clone(), weights: hash }, Some(weights))
             } else {
-                (Start::Imported(hash.clone()), hash)
+                (Start::Imported(hash), None)
             };
             adopted.insert(unit, self.publish_foreign(model, &self.untrained(start), weights, Some(&base))?.id);
         }
         let units = vec![(0, 0); folders.len()];
-        let new = Partition { name: name.to_owned(), tokens: None, units, adopted: BTreeMap::new(), filtered: None };
+        let new = Partition {
+            name: name.to_owned(),
+            tokens: None,
+            units,
+            adopted: BTreeMap::new(),
+            filtered: None,
+            bad_records: None,
+        };
         let partition = Partition { adopted, ..before.clone().unwrap_or(new) };
         let outcome = self.bind("partitions", name, &partition, before.as_ref(), None)?;
         Ok((partition, outcome))
@@ -94,16 +101,16 @@ impl Pool {
     /// [`Error::Mismatch`] when its tensors are not those its `config.json` calls for.
     pub(super) fn import(&self, origin: Foreign) -> Result<()> {
         origin.check(&self.layout)?;
-        let (recipe, weights) = (self.import_recipe(&origin), origin.hash.clone());
-        self.publish_foreign(origin, &recipe, weights, None).map(|_| ())
+        let recipe = self.import_recipe(&origin);
+        self.publish_foreign(origin, &recipe, None, None).map(|_| ())
     }
 
-    /// Publishes a copied model as the object of `recipe`, unless it is there.
+    /// Publishes a copied model as the object of `recipe`, unless it is there. `weights` names those of an adapter.
     fn publish_foreign(
         &self,
         model: Foreign,
         recipe: &Recipe,
-        weights: String,
+        weights: Option<String>,
         seed: Option<&Checkpoint>,
     ) -> Result<Manifest> {
         let id = recipe.id()?;
@@ -115,10 +122,10 @@ impl Pool {
         let Foreign { staging, checkpoint, .. } = model;
         self.copy_tokenizer(&staging)?;
         let mut files = staging.hashes()?;
-        files.remove(WEIGHTS);
+        let whole = files.remove(WEIGHTS);
         let manifest = Manifest {
             id,
-            weights,
+            weights: weights.or(whole).unwrap_or_default(),
             recipe: recipe.clone(),
             n_parameters: self.layout.len() as u64,
             n_tokens: 0,

@@ -1,11 +1,11 @@
 //! Binding: the names of a pool, each a small file that points to immutable tokens.
 
-use super::Pool;
+use super::{Pool, QUARANTINE};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::mixture::{check_name, unknown};
 use crate::progress::Observer;
-use crate::text::{ReadOptions, StagedTokens, TokenFile};
+use crate::text::{BadRecordCounts, ReadOptions, StagedTokens, TokenFile};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -26,6 +26,9 @@ pub struct Partition {
     /// How it was filtered from another partition; none when it was registered from files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filtered: Option<Provenance>,
+    /// Records of its files that were left out when it was registered; none when all were good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bad_records: Option<BadRecordCounts>,
 }
 
 impl Partition {
@@ -66,6 +69,9 @@ pub struct EvalBinding {
     pub name: String,
     /// Hash of its token file.
     pub tokens: String,
+    /// Records of its files that were left out when it was added; none when all were good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bad_records: Option<BadRecordCounts>,
 }
 
 /// Whether `register` found something new.
@@ -99,12 +105,17 @@ impl Pool {
         let tokens = staged.open()?;
         let units: Vec<_> = tokens.split(units)?.into_iter().map(|unit| (unit.start, unit.end)).collect();
         let hash = Some(staged.manifest().hash.clone());
+        let before: Option<Partition> = self.bound("partitions", name)?;
+        // The same documents from files of another quality are the same.
+        let bad_records = match &before {
+            Some(before) => before.bad_records.clone(),
+            None => staged.bad_records().cloned(),
+        };
         // Text for experts that were adopted without it, or the same text again for some that were adopted with it.
-        let before = self.bound("partitions", name)?;
         let takes = |p: &Partition| p.units.len() == units.len() && p.tokens.is_none() || p.tokens == hash;
         let before = before.filter(takes);
         let adopted = before.as_ref().map_or_else(BTreeMap::new, |partition| partition.adopted.clone());
-        let partition = Partition { name: name.to_owned(), tokens: hash, units, adopted, filtered: None };
+        let partition = Partition { name: name.to_owned(), tokens: hash, units, adopted, filtered: None, bad_records };
         self.refuse_small_units(&partition, &tokens)?;
         for eval in self.eval_names()? {
             refuse_overlap(&tokens, &self.tokens(&self.eval_binding(&eval)?.tokens)?, name, &eval)?;
@@ -128,9 +139,14 @@ impl Pool {
         let staged = StagedTokens::select(&self.root.join("tokens"), &self.tokens(&filtered.tokens)?, documents)?;
         let (tokens, hash) = (staged.open()?, staged.manifest().hash.clone());
         let units = vec![(0, documents.len())];
-        let (tokens_of, adopted) = (Some(hash), BTreeMap::new());
-        let partition =
-            Partition { name: name.to_owned(), tokens: tokens_of, units, adopted, filtered: Some(filtered) };
+        let partition = Partition {
+            name: name.to_owned(),
+            tokens: Some(hash),
+            units,
+            adopted: BTreeMap::new(),
+            filtered: Some(filtered),
+            bad_records: None,
+        };
         self.refuse_small_units(&partition, &tokens)?;
         let outcome = self.bind("partitions", name, &partition, None, Some(staged))?;
         Ok((partition, outcome))
@@ -153,7 +169,8 @@ impl Pool {
             return Err(Error::input(format!("eval set '{name}'"), "no token to score; every document is empty"));
         }
         let held_out = staged.open()?;
-        let binding = EvalBinding { name: name.to_owned(), tokens: staged.manifest().hash.clone() };
+        let (tokens, bad_records) = (staged.manifest().hash.clone(), staged.bad_records().cloned());
+        let mut binding = EvalBinding { name: name.to_owned(), tokens, bad_records };
         for partition in self.partitions()?.values() {
             if let Some(tokens) = &partition.tokens {
                 refuse_overlap(&self.tokens(tokens)?, &held_out, &partition.name, name)?;
@@ -161,6 +178,9 @@ impl Pool {
         }
         if let Some(seed) = &self.settings.seed {
             refuse_overlap(&self.tokens(&seed.tokens)?, &held_out, "seed", name)?;
+        }
+        if self.eval_names()?.iter().any(|known| known == name) {
+            binding.bad_records = self.eval_binding(name)?.bad_records;
         }
         let outcome = self.bind("evals", name, &binding, None, Some(staged))?;
         Ok((binding, outcome))
@@ -197,7 +217,7 @@ impl Pool {
         name: &str,
         value: &T,
         replaced: Option<&T>,
-        tokens: Option<StagedTokens>,
+        mut tokens: Option<StagedTokens>,
     ) -> Result<Outcome> {
         let path = self.root.join(kind).join(format!("{name}.json"));
         let before: Option<T> = self.bound(kind, name)?;
@@ -210,6 +230,9 @@ impl Pool {
         }
         if files::is_planted("bind-before-object") {
             files::publish(&path, &files::to_sealed_json(value)?)?;
+        }
+        if let Some(quarantine) = tokens.as_mut().and_then(StagedTokens::take_quarantine) {
+            quarantine.publish(&self.root.join(QUARANTINE).join(format!("{kind}-{name}.jsonl")))?;
         }
         let _naming = self.naming()?;
         tokens.map(StagedTokens::publish).transpose()?; // also when the name is bound: a damaged folder is replaced

@@ -3,11 +3,12 @@
 use super::claim::Sharing;
 use super::foreign::Foreign;
 use super::needs::refuse_impossible_tokens;
-use super::settings::{FORMAT, ModelChoice, SeedTraining};
-use super::{FOLDERS, POOL, Pool, RecipeFile, Settings, TOKENIZER};
+use super::origin::{Origin, read_tokenizer};
+use super::settings::{FORMAT, ModelChoice, SeedSection, SeedTraining};
+use super::{FOLDERS, POOL, Pool, QUARANTINE, RecipeFile, Settings, TOKENIZER};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::{Layout, ModelConfig, read_config};
+use crate::model::{Family, Layout, ModelConfig, config_of};
 use crate::progress::Observer;
 use crate::text::{ReadOptions, StagedTokens, TokenManifest, Tokenizer};
 use crate::train::TrainConfig;
@@ -32,11 +33,16 @@ impl Pool {
     }
 
     fn create(root: &Path, plan: &Plan, observer: &dyn Observer) -> Result<Self> {
-        let staged = plan.stage_tokens(&root.join("tokens"), observer)?;
+        let mut staged = plan.stage_tokens(&root.join("tokens"), observer)?;
         let settings = plan.settings(staged.as_ref().map(StagedTokens::manifest));
-        let (layout, sharing) = (Layout::of(&settings.model), Sharing::of(root)?);
+        let copy = |origin: &Origin| Foreign::copy(root, origin.path(), None);
+        let imported = plan.origin.as_ref().map(copy).transpose()?;
+        let layout = match (settings.model.model_type, &imported) {
+            (Family::Other, Some(imported)) => imported.checkpoint.layout(), // all that is known of the model
+            _ => Layout::of(&settings.model),
+        };
+        let sharing = Sharing::of(root)?;
         let mut pool = Self { root: root.to_path_buf(), layout, settings, sharing };
-        let imported = plan.origin.as_deref().map(|origin| Foreign::copy(root, origin, None)).transpose()?;
         let recipe = imported.as_ref().map(|imported| pool.import_recipe(imported));
         pool.settings.origin = recipe.map(|recipe| recipe.id()).transpose()?;
         if root.join(POOL).exists() {
@@ -48,6 +54,9 @@ impl Pool {
         // Nothing is visible before this line; what is there already is kept, what is damaged is mended.
         for folder in FOLDERS {
             files::create_folder(&root.join(folder))?;
+        }
+        if let Some(quarantine) = staged.as_mut().and_then(StagedTokens::take_quarantine) {
+            quarantine.publish(&root.join(QUARANTINE).join("seed.jsonl"))?;
         }
         staged.map(StagedTokens::publish).transpose()?;
         publish_unless_equal(&root.join(TOKENIZER), &plan.tokenizer_json)?;
@@ -67,7 +76,7 @@ struct Plan {
     place: String,
     sources: Vec<PathBuf>,
     text: ReadOptions,
-    origin: Option<PathBuf>,
+    origin: Option<Origin>,
     tokenizer: Tokenizer,
     tokenizer_json: Vec<u8>,
     prefix_token: u32,
@@ -83,11 +92,13 @@ impl Plan {
         let place = recipe.display().to_string();
         let (seed, expert) = file.training(&place)?;
         let resolve = |path: &Path| RecipeFile::resolve(recipe, path);
-        let origin = file.from.as_deref().map(resolve);
-        let tokenizer = file.tokenizer.as_deref().map(resolve);
-        let tokenizer = tokenizer.or_else(|| origin.as_ref().map(|folder| folder.join(TOKENIZER)));
-        let tokenizer_path = tokenizer.ok_or_else(|| Error::input(&place, "'tokenizer' is missing"))?;
-        let tokenizer = Tokenizer::load(&tokenizer_path)?;
+        let origin = file.from.as_deref().map(resolve).map(Origin::at).transpose()?;
+        let (tokenizer_json, tokenizer_place) = match (&file.tokenizer, &origin) {
+            (Some(path), _) => read_tokenizer(&resolve(path))?,
+            (None, Some(origin)) => origin.tokenizer()?,
+            (None, None) => return Err(Error::input(&place, "'tokenizer' is missing")),
+        };
+        let tokenizer = Tokenizer::from_json(&tokenizer_json, &tokenizer_place)?;
         let sources = file.seed.iter().flat_map(|seed| &seed.files).map(|path| resolve(path)).collect::<Vec<_>>();
         if seed.is_some() && sources.is_empty() {
             return Err(Error::input(&place, "'seed.files' is empty; name at least one text file"));
@@ -100,16 +111,14 @@ impl Plan {
         if window == 0 {
             return Err(Error::input(&place, "'window' must be at least 1"));
         }
-        let model = model_config(&file, origin.as_deref(), &tokenizer, &place)?;
+        let model = model_config(&file, origin.as_ref(), &tokenizer, &place)?;
         let lengths = seed.iter().chain([&expert]).map(|train| train.sequence_length);
         model.check_context(lengths.fold(window, usize::max), &place)?;
-        let text_field = file.seed.as_ref().map(|seed| seed.text_field.clone());
-        let defaults = ReadOptions::default();
         Ok(Self {
-            prefix_token: prefix_token(&file, &tokenizer, &place)?,
+            prefix_token: prefix_token(&file, origin.as_ref(), &tokenizer, &place)?,
             model,
-            tokenizer_json: std::fs::read(&tokenizer_path).map_err(Error::io("read", &tokenizer_path))?,
-            text: ReadOptions { text_field: text_field.unwrap_or(defaults.text_field), ..defaults },
+            tokenizer_json,
+            text: file.seed.as_ref().map(SeedSection::read_options).unwrap_or_default(),
             place,
             sources,
             origin,
@@ -130,6 +139,9 @@ impl Plan {
         let staged = StagedTokens::of(store, sources, text, tokenizer, model.vocab_size, observer)?;
         if staged.manifest().n_tokens == 0 {
             return Err(Error::input(&self.place, "the files in 'seed.files' hold no token"));
+        }
+        if let Some(bad) = staged.bad_records() {
+            observer.note(&format!("seed: {bad}"));
         }
         Ok(Some(staged))
     }
@@ -158,27 +170,49 @@ fn refuse_other(existing: &Pool, wanted: &Pool) -> Error {
     ))
 }
 
-fn prefix_token(file: &RecipeFile, tokenizer: &Tokenizer, place: &str) -> Result<u32> {
-    match &file.prefix_token {
-        Some(token) => tokenizer.id(token).ok_or_else(|| {
-            Error::input(place, format!("'prefix_token' is '{token}', which the tokenizer does not have"))
-        }),
-        None => tokenizer.prefix().ok_or_else(|| {
-            Error::input(place, "the tokenizer has no BOS or EOS under a usual name; name it with 'prefix_token'")
-        }),
+/// The token that begins documents: the recipe's, that of the model in `from` if its tokenizer is used, or one by its name.
+fn prefix_token(file: &RecipeFile, origin: Option<&Origin>, tokenizer: &Tokenizer, place: &str) -> Result<u32> {
+    if let Some(token) = &file.prefix_token {
+        let missing = || Error::input(place, format!("'prefix_token' is '{token}', which the tokenizer does not have"));
+        return tokenizer.id(token).ok_or_else(missing);
     }
+    let own = if file.tokenizer.is_none() { origin.map(Origin::prefix).transpose()?.flatten() } else { None };
+    if let Some(id) = own.filter(|id| *id as usize >= tokenizer.vocabulary()) {
+        let known = tokenizer.vocabulary();
+        return Err(Error::input(
+            place,
+            format!(
+                "the model begins documents with id {id}, but its tokenizer has {known}; name one with 'prefix_token'"
+            ),
+        ));
+    }
+    own.or_else(|| tokenizer.prefix()).ok_or_else(|| {
+        Error::input(place, "the tokenizer has no BOS or EOS under a usual name; name it with 'prefix_token'")
+    })
 }
 
 /// The shape of the pool's models: a preset with the tokenizer's vocabulary, spelled out, or that of the model in `from`.
-fn model_config(file: &RecipeFile, origin: Option<&Path>, tokenizer: &Tokenizer, place: &str) -> Result<ModelConfig> {
+fn model_config(file: &RecipeFile, origin: Option<&Origin>, tokenizer: &Tokenizer, place: &str) -> Result<ModelConfig> {
     let vocabulary = tokenizer.vocabulary();
-    let config = match (&file.model, origin) {
+    let mut config = match (&file.model, origin) {
         (Some(ModelChoice::Preset(name)), None) => ModelConfig { vocab_size: vocabulary, ..ModelConfig::preset(name)? },
+        (Some(ModelChoice::Spelled(fields)), None) => config_of(fields.clone().into(), &format!("{place}: model"))?,
         (Some(ModelChoice::Config(config)), None) => config.clone(),
-        (None, Some(folder)) => read_config(folder)?,
-        _ => return Err(Error::input(place, "give either 'model' (trained from scratch) or 'from' (a model folder)")),
+        (None, Some(origin)) => origin.config()?,
+        _ => {
+            return Err(Error::input(
+                place,
+                "give either 'model' (trained from scratch) or 'from' (a model folder or a .gguf file)",
+            ));
+        }
     };
+    if file.model.is_some() {
+        config.check_runs()?;
+    }
     config.check(place)?;
+    if config.model_type == Family::Other && config.vocab_size == 0 {
+        config.vocab_size = vocabulary;
+    }
     if config.vocab_size < vocabulary {
         return Err(Error::Mismatch {
             what: format!("{place}: tokenizer against model"),

@@ -9,8 +9,8 @@
 //! | `scores/<hash>.log` | append-only score records of one eval set |
 //! | `fitted/<hash>.*` | what methods worked out about the models, by the hash of its inputs |
 //! | `fitted/tokens-<hash>.f32` | −ln p of every token of an eval set under one model |
+//! | `quarantine/` | bad records left out when data was read (`<kind>-<name>.jsonl`); what was damaged and made again |
 //! | `estimates/<hash>.json` | what estimators said of mixtures |
-//! | `quarantine/` | what was damaged when it was made again |
 //! | `work/<recipe hash>.*` | claims and the state of unfinished training and of watched runs |
 //!
 //! A name binds only to a complete object, and a score names its inputs by hash.
@@ -27,6 +27,7 @@ mod loading;
 mod members;
 mod needs;
 mod online;
+mod origin;
 mod recipe;
 mod repair;
 mod scorer;
@@ -54,7 +55,7 @@ pub use watched::Watch;
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::{Checkpoint, Layout};
+use crate::model::{Checkpoint, Family, Layout};
 use crate::progress::Observer;
 use crate::text::{ReadOptions, StagedTokens, TokenFile, Tokenizer};
 use std::path::{Path, PathBuf};
@@ -92,12 +93,15 @@ impl Pool {
             .map_err(|error| Error::damaged(&path, format!("{error}; {}", files::MAKE_AGAIN)))
             .map_err(|error| mended_by_init(root, error))?;
         files::sweep(root)?;
-        for folder in FOLDERS.into_iter().chain([fitted::FITTED, ESTIMATES]) {
+        for folder in FOLDERS.into_iter().chain([fitted::FITTED, ESTIMATES, QUARANTINE]) {
             files::sweep(&root.join(folder))?;
         }
-        let layout = Layout::of(&settings.model);
-        let sharing = claim::Sharing::of(root)?;
-        Ok(Self { root: root.to_path_buf(), settings, layout, sharing })
+        let (layout, sharing) = (Layout::of(&settings.model), claim::Sharing::of(root)?);
+        let mut pool = Self { root: root.to_path_buf(), layout, settings, sharing };
+        if let (Family::Other, Some(origin)) = (pool.settings.model.model_type, pool.origin_folder()) {
+            pool.layout = Self::checkpoint(&origin)?.layout(); // all that is known of the model
+        }
+        Ok(pool)
     }
 
     /// The pool's folder.
@@ -179,5 +183,7 @@ const POOL: &str = "pool.json";
 const FOLDERS: [&str; 6] = ["tokens", "objects", "partitions", "evals", "scores", "work"];
 /// The folder of stored answers, made when there is a first one.
 pub(crate) const ESTIMATES: &str = "estimates";
+/// The folder of records that were left out of data, made when there is a first one.
+const QUARANTINE: &str = "quarantine";
 const TOKENIZER: &str = "tokenizer.json";
 const MANIFEST: &str = "manifest.json";

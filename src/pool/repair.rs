@@ -2,7 +2,7 @@
 
 use super::members::score_key;
 use super::verify::{damaged_json, stem};
-use super::{EvalBinding, MANIFEST, Manifest, POOL, Partition, Pool, Recipe, ScoreLog, ScoreRecord, TOKENIZER, Verified};
+use super::{EvalBinding, MANIFEST, Manifest, POOL, Partition, Pool, QUARANTINE, Recipe, ScoreLog, ScoreRecord, TOKENIZER, Verified};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::mixture::{Mixture, Notation};
@@ -10,8 +10,7 @@ use crate::progress::Observer;
 use crate::text::{ReadOptions, TokenFile, Tokenizer};
 use std::path::{Path, PathBuf};
 
-/// Where damaged files and folders are kept.
-pub(super) const QUARANTINE: &str = "quarantine";
+
 /// A damaged binding differs from what it was in at most as many bytes; two bindings differ in more.
 const ALIKE: usize = 8;
 

@@ -3,8 +3,10 @@
 use crate::error::{Error, Result, closest};
 use crate::files;
 use crate::model::ModelConfig;
+use crate::text::{OnBadRecord, ReadOptions, TokenType};
 use crate::train::{Schedule, TrainConfig};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// Version of the pool's files; another version is refused.
@@ -50,7 +52,8 @@ pub struct SeedTraining {
 pub struct RecipeFile {
     /// A preset's name, or a mapping with the fields of `config.json`; for a model trained from scratch.
     pub model: Option<ModelChoice>,
-    /// A model folder to start from, relative to the recipe: an object of a pool, or a model in Hugging Face's form.
+    /// A model to start from, relative to the recipe: the folder of an object of a pool or of a model in Hugging Face's
+    /// form, or a GGUF file.
     pub from: Option<PathBuf>,
     /// Path of `tokenizer.json`, relative to the recipe (default: that of `from`).
     pub tokenizer: Option<PathBuf>,
@@ -71,24 +74,54 @@ pub struct RecipeFile {
     expecting = "expected the name of a preset (pico, nano, micro, small, smol-135m) or a mapping with these fields of a \
                  config.json: vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, \
                  num_key_value_heads, head_dim, rms_norm_eps, rope_theta, max_position_embeddings, tie_word_embeddings; and, where the model is not plain \
-                 Llama, model_type, rope_scaling, attention_bias, mlp_bias, sliding_window"
+                 Llama, model_type, rope_scaling, attention_bias, mlp_bias, sliding_window; or a mapping with model_type gpt2 or gpt_neox \
+                 and the fields of such a config.json"
 )]
 pub enum ModelChoice {
     /// One of [`crate::model::PRESETS`].
     Preset(String),
+    /// Spelled out in the fields of a family that has names of its own for them.
+    Spelled(FamilyFields),
     /// Spelled out.
     Config(ModelConfig),
+}
+
+/// The fields of a `config.json` whose `model_type` is one that spells them in its own way.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
+pub struct FamilyFields(Map<String, Value>);
+
+impl TryFrom<Map<String, Value>> for FamilyFields {
+    type Error = &'static str;
+
+    fn try_from(fields: Map<String, Value>) -> std::result::Result<Self, Self::Error> {
+        let own = matches!(fields.get("model_type").and_then(Value::as_str), Some("gpt2" | "gpt_neox"));
+        if own { Ok(Self(fields)) } else { Err("expected 'model_type' gpt2 or gpt_neox") }
+    }
+}
+
+impl From<FamilyFields> for Map<String, Value> {
+    fn from(fields: FamilyFields) -> Self {
+        fields.0
+    }
 }
 
 /// `seed:` of a recipe.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SeedSection {
-    /// Text files, relative to the recipe.
+    /// Files, folders and patterns of text or token ids, relative to the recipe.
     pub files: Vec<PathBuf>,
-    /// Field of JSON records that holds the text.
+    /// Field of records, or column of tables, that holds the text.
     #[serde(default = "default_text_field")]
     pub text_field: String,
+    /// `fail` (default), `skip` or `quarantine`.
+    #[serde(default)]
+    pub on_bad_record: OnBadRecord,
+    /// Type of the ids in files of token ids without a header: `u16`, `u32`, ...
+    pub token_dtype: Option<TokenType>,
+    /// The token that ends documents in files of token ids, when it is not found by its usual names.
+    pub end_token: Option<String>,
     /// Training tokens: `800000`, `800k`, `2M`.
     pub tokens: Count,
     /// Peak learning rate.
@@ -213,6 +246,17 @@ impl RecipeFile {
 }
 
 impl SeedSection {
+    /// How its files are read.
+    pub(super) fn read_options(&self) -> ReadOptions {
+        ReadOptions {
+            text_field: self.text_field.clone(),
+            on_bad_record: self.on_bad_record,
+            token_type: self.token_dtype,
+            end_token: self.end_token.clone(),
+            ..ReadOptions::default()
+        }
+    }
+
     fn training(&self, place: &str) -> Result<TrainConfig> {
         let s = self;
         let mut seed =

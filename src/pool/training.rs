@@ -5,7 +5,7 @@ use super::{DataShare, MANIFEST, Manifest, OnlineCost, Partition, Pool, Recipe, 
 use crate::error::{Error, Result};
 use crate::files::{self, Staging};
 use crate::mixture::Mixture;
-use crate::model::write_checkpoint;
+use crate::model::{FloatType, write_description, write_tensors_as};
 use crate::progress::Observer;
 use crate::text::{Batches, Share, TokenFile};
 use crate::train::{CurvePoint, State, TrainConfig, Trainer};
@@ -94,6 +94,7 @@ impl Pool {
             self.remove_state(&id)?; // left by a process that was killed when it was done
             return Ok(manifest);
         }
+        recipe.model.check_runs()?;
         let claim = self.claim(&id, name)?;
         if let Some(manifest) = self.manifest(&id)? {
             return Ok(manifest); // finished by another process while we waited for the claim
@@ -111,7 +112,9 @@ impl Pool {
             Some(online) => self.train_online(recipe, online, state, (name, observer), save)?,
             None => self.train_mixed(recipe, state, (name, observer), save)?,
         };
-        let manifest = self.publish(&id, recipe, &state, origin.as_deref(), started.elapsed().as_secs_f64())?;
+        let like = self.origin_folder();
+        let start = (origin.as_deref(), like.as_deref());
+        let manifest = self.publish(&id, recipe, &state, start, started.elapsed().as_secs_f64())?;
         self.remove_state(&id)?;
         Ok(manifest)
     }
@@ -166,13 +169,14 @@ impl Pool {
         Batches::new(&shares, recipe.prefix_token, recipe.train.sequence_length, seed)
     }
 
-    /// Writes the object: a Hugging Face folder, the loss curve and the manifest, visible all at once.
+    /// Writes the object: a Hugging Face folder, the loss curve and the manifest, visible all at once. Training started from
+    /// `origin`; what is said of the model beside its weights is taken over from the folder `like`.
     fn publish(
         &self,
         id: &str,
         recipe: &Recipe,
         state: &State,
-        origin: Option<&[f32]>,
+        (origin, like): (Option<&[f32]>, Option<&Path>),
         seconds: f64,
     ) -> Result<Manifest> {
         if let Some(index) = state.parameters.iter().position(|value| !value.is_finite()) {
@@ -185,8 +189,7 @@ impl Pool {
             files::remove_folder(&folder)?; // published whole, damaged since
         }
         let staging = Staging::new(&folder)?;
-        write_checkpoint(&staging.file("."), &recipe.model, &self.layout, &state.parameters)?;
-        self.copy_tokenizer(&staging)?;
+        self.write_model(&staging, FloatType::Float32, &state.parameters, like)?;
         staging.write("curve.csv", curve_csv(&state.curve).as_bytes())?;
         if let Some(progress) = &state.online {
             self.write_progress(&staging, recipe, progress)?;
@@ -213,10 +216,29 @@ impl Pool {
         Ok(manifest)
     }
 
+    /// Writes a model of the pool as a Hugging Face folder: config, weights in the order of the layout, tokenizer. Ids of special
+    /// tokens and the like are taken over from the folder `like`.
+    pub(crate) fn write_model(
+        &self,
+        staging: &Staging,
+        dtype: FloatType,
+        values: &[f32],
+        like: Option<&Path>,
+    ) -> Result<()> {
+        write_description(&staging.file("."), &self.settings.model, dtype, like)?;
+        write_tensors_as(dtype, &staging.file(WEIGHTS), &self.layout, values)?;
+        self.copy_tokenizer(staging)
+    }
+
     /// Puts the pool's tokenizer beside a model.
-    pub(crate) fn copy_tokenizer(&self, staging: &Staging) -> Result<()> {
+    pub(super) fn copy_tokenizer(&self, staging: &Staging) -> Result<()> {
         let path = self.root.join(TOKENIZER);
         staging.write(TOKENIZER, &std::fs::read(&path).map_err(Error::io("read", &path))?)
+    }
+
+    /// The folder of the model from elsewhere that the pool starts from.
+    pub(crate) fn origin_folder(&self) -> Option<PathBuf> {
+        self.settings.origin.as_deref().map(|id| self.object_folder(id))
     }
 
     pub(crate) fn state_path(&self, id: &str) -> PathBuf {

@@ -183,7 +183,7 @@ impl Pool {
             }
         }
         for path in self.stored("evals", "json").unwrap_or_default() {
-            if let Ok(EvalBinding { name, tokens }) = files::read_json(&path) {
+            if let Ok(EvalBinding { name, tokens, .. }) = files::read_json(&path) {
                 found.push(("eval-set", name, tokens, String::new()));
             }
         }

@@ -1,12 +1,14 @@
 //! Search: which candidate mixtures to try.
 //!
 //! Candidates come from every subset of the partitions ([`subsets`]), from a lattice over the simplex ([`grid`]), from
-//! a Dirichlet distribution ([`dirichlet`]) or from a file ([`read_candidates`]); [`forward`] and [`inclusion`] choose
+//! a Dirichlet distribution ([`dirichlet`]), from a file ([`read_candidates`]) or a table of another project ([`NumberTable`]); [`forward`] and [`inclusion`] choose
 //! partitions by what candidates score.
 
 mod selection;
+mod tables;
 
 pub use selection::{Inclusion, Step, forward, inclusion, keep, random_subsets};
+pub use tables::{NumberRow, NumberTable};
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;

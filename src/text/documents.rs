@@ -1,28 +1,26 @@
-//! Documents: text read from .txt and .jsonl files, plain, gzip or zstd.
+//! Documents: text read from text, JSON Lines, Parquet and Arrow files, whichever a file's name says it is.
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
+use super::json_lines::read_json_lines;
+use super::lines::{Compression, Lines, without_line_end};
+use super::{BadRecord, OnBadRecord, TokenType};
 use crate::error::{Error, Result};
-use crate::text::lines::{Compression, Lines, without_line_end};
 
 /// The line that stands between two documents of a text file: ASCII's record separator.
 const SEPARATOR: &str = "\u{1e}";
-
-/// How many of a record's fields an error names.
-const FIELDS_NAMED: usize = 8;
 
 /// One document and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
     /// The text, possibly empty.
     pub text: String,
-    /// `file:line` of a JSON record, `file` of a lone text document, or `file (document 3)`, counted from 1.
+    /// `file:line` of a JSON record, `file (row 3)` of a table's, `file` of a lone text document, or `file (document 3)`;
+    /// all counted from 1.
     pub place: String,
 }
 
-/// How [`read_documents`] finds the text.
+/// How the files of a corpus are read.
 ///
 /// # Examples
 /// ```
@@ -33,15 +31,28 @@ pub struct Document {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadOptions {
-    /// The field of a JSON record that holds its text; `a.b` is the field `b` of the object `a`. Default `text`.
+    /// The field of a JSON record, or the column of a table, that holds the text; `a.b` is the field `b` of the object `a`.
+    /// Default `text`.
     pub text_field: String,
     /// The longest text document or JSON line accepted, in bytes, line ends included. Default 64 MiB.
     pub max_document_bytes: usize,
+    /// What is done about records without usable text. Default: they are errors.
+    pub on_bad_record: OnBadRecord,
+    /// The type of the ids in files of token ids that do not tell it themselves. Default: none, such files are refused.
+    pub token_type: Option<TokenType>,
+    /// The token that ends documents in files of token ids. Default: the tokenizer's EOS under a usual name.
+    pub end_token: Option<String>,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { text_field: "text".to_string(), max_document_bytes: 64 << 20 }
+        Self {
+            text_field: "text".to_string(),
+            max_document_bytes: 64 << 20,
+            on_bad_record: OnBadRecord::Fail,
+            token_type: None,
+            end_token: None,
+        }
     }
 }
 
@@ -52,8 +63,10 @@ impl Default for ReadOptions {
 ///   That line and the line end before it belong to neither document.
 /// - `.jsonl`, `.ndjson`, `.json`: every line is a JSON object with its text in `options.text_field`; blank lines are
 ///   skipped.
+/// - `.parquet`, `.pq`: the column `options.text_field` of a Parquet file, if this build reads them.
+/// - `.arrow`, `.feather`: that column of an Arrow IPC file or stream.
 ///
-/// Either may be compressed, with `.gz` or `.zst` after the name. The text is UTF-8; a byte order mark at its start
+/// The first two may be compressed, with `.gz` or `.zst` after the name. The text is UTF-8; a byte order mark at its start
 /// is skipped. Documents without text are handed on like any other.
 ///
 /// # Errors
@@ -79,16 +92,38 @@ impl Default for ReadOptions {
 /// # Ok::<(), mixpool::error::Error>(())
 /// ```
 pub fn read_documents(path: &Path, options: &ReadOptions, each: &mut dyn FnMut(Document) -> Result<()>) -> Result<()> {
+    read_records(path, options, &mut |record| each(record?))
+}
+
+/// As [`read_documents`], but a record without usable text is handed on as such and reading goes on behind it.
+///
+/// What makes the whole file unusable (another format, cut short, corrupt) is an error here too.
+///
+/// # Errors
+/// Those of [`read_documents`] that are not about one record.
+pub fn read_records(
+    path: &Path,
+    options: &ReadOptions,
+    each: &mut dyn FnMut(std::result::Result<Document, BadRecord>) -> Result<()>,
+) -> Result<()> {
     let (format, compression) = format_of(path)?;
-    let lines = Lines::open(path, compression, options.max_document_bytes)?;
+    let lines = || Lines::open(path, compression, options.max_document_bytes);
     let mut has_text = false;
-    let mut pass = |document: Document| {
-        has_text |= !document.text.trim().is_empty();
-        each(document)
+    let mut pass = |record: std::result::Result<Document, BadRecord>| {
+        has_text |= record.as_ref().is_ok_and(|document| !document.text.trim().is_empty());
+        each(record)
     };
     match format {
-        Format::Text => read_text(lines, &mut pass)?,
-        Format::JsonLines => read_json_lines(lines, &options.text_field, &mut pass)?,
+        Format::Text => read_text(lines()?, &mut pass)?,
+        Format::JsonLines => read_json_lines(lines()?, &options.text_field, &mut pass)?,
+        Format::Parquet => read_parquet(path, options, &mut pass)?,
+        Format::Arrow => super::arrow_file::read_arrow(path, options, &mut pass)?,
+        Format::Tokens => {
+            return Err(Error::input(
+                path.display(),
+                "holds token ids where text is needed; give the text they were made of",
+            ));
+        }
     }
     if has_text {
         Ok(())
@@ -97,15 +132,50 @@ pub fn read_documents(path: &Path, options: &ReadOptions, each: &mut dyn FnMut(D
     }
 }
 
+#[cfg(feature = "parquet")]
+use super::parquet_file::read_parquet;
+
+/// Says that this build reads no Parquet.
+#[cfg(not(feature = "parquet"))]
+fn read_parquet(
+    path: &Path,
+    _: &ReadOptions,
+    _: &mut dyn FnMut(std::result::Result<Document, BadRecord>) -> Result<()>,
+) -> Result<()> {
+    Err(Error::input(
+        path.display(),
+        "is Parquet, which this build cannot read; build with the cargo feature 'parquet'",
+    ))
+}
+
+/// The text of a value of a table, or what is wrong with it: in short, in full, and its bytes.
+pub(super) fn checked_text<'a>(
+    bytes: &'a [u8],
+    options: &ReadOptions,
+) -> std::result::Result<&'a str, (&'static str, String, &'a [u8])> {
+    let limit = options.max_document_bytes;
+    if bytes.len() > limit {
+        let reason = format!("the document is longer than {limit} bytes; split it into smaller documents");
+        return Err(("too long", reason, bytes));
+    }
+    std::str::from_utf8(bytes).map_err(|error| {
+        let reason = format!("is not UTF-8 (byte offset {} of the text); convert it to UTF-8", error.valid_up_to());
+        ("not UTF-8", reason, bytes)
+    })
+}
+
 /// What a file's documents look like, once decompressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
+pub(super) enum Format {
     Text,
     JsonLines,
+    Parquet,
+    Arrow,
+    Tokens,
 }
 
 /// Tells the format and the compression from the file's name.
-fn format_of(path: &Path) -> Result<(Format, Compression)> {
+pub(super) fn format_of(path: &Path) -> Result<(Format, Compression)> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let (name, compression) = match (name.strip_suffix(".gz"), name.strip_suffix(".zst")) {
         (Some(name), _) => (name, Compression::Gzip),
@@ -115,123 +185,53 @@ fn format_of(path: &Path) -> Result<(Format, Compression)> {
     match name.rsplit_once('.') {
         Some((_, "txt" | "text" | "md")) => Ok((Format::Text, compression)),
         Some((_, "jsonl" | "ndjson" | "json")) => Ok((Format::JsonLines, compression)),
+        Some((_, "parquet" | "pq")) if compression == Compression::None => Ok((Format::Parquet, compression)),
+        Some((_, "arrow" | "feather")) if compression == Compression::None => Ok((Format::Arrow, compression)),
+        Some((_, "bin" | "npy")) if compression == Compression::None => Ok((Format::Tokens, compression)),
         _ => Err(Error::input(
             path.display(),
             "has a name of no known format; expected .txt, .text, .md, .jsonl, .ndjson or .json, \
-             each also with .gz or .zst after it",
+             each also with .gz or .zst after it, .parquet, .arrow, .feather, .bin or .npy",
         )),
     }
 }
 
-/// Reads the documents of a text file, split at its separator lines.
-fn read_text(mut lines: Lines, each: &mut dyn FnMut(Document) -> Result<()>) -> Result<()> {
-    let mut text = String::new();
-    let mut separators = 0;
+/// Reads the documents of a text file, split at its separator lines. Of a bad document the first fault is told.
+fn read_text(
+    mut lines: Lines,
+    each: &mut dyn FnMut(std::result::Result<Document, BadRecord>) -> Result<()>,
+) -> Result<()> {
+    let (mut text, mut separators, mut is_bad) = (String::new(), 0, false);
     while lines.advance()? {
-        if lines.content() == SEPARATOR {
-            separators += 1;
-            text.truncate(without_line_end(&text).len());
-            let place = numbered_place(&lines.path, separators);
-            each(Document { text: std::mem::take(&mut text), place })?;
-        } else if text.len() + lines.text.len() > lines.max_bytes {
-            return Err(lines.too_long());
-        } else {
-            text.push_str(&lines.text);
-        }
+        let fault = match lines.text() {
+            Ok(line) if without_line_end(line) == SEPARATOR => {
+                separators += 1;
+                text.truncate(without_line_end(&text).len());
+                let document =
+                    Document { text: std::mem::take(&mut text), place: numbered_place(&lines.path, separators) };
+                if !std::mem::take(&mut is_bad) {
+                    each(Ok(document))?;
+                }
+                continue;
+            }
+            _ if is_bad => continue,
+            Ok(line) if text.len() + line.len() <= lines.max_bytes => {
+                text.push_str(line);
+                continue;
+            }
+            Ok(_) => lines.too_long(),
+            Err(fault) => fault,
+        };
+        (text, is_bad) = (String::new(), true);
+        each(Err(fault))?;
     }
     let place = match separators {
         0 => lines.path.display().to_string(),
         _ => numbered_place(&lines.path, separators + 1),
     };
-    each(Document { text, place })
+    if is_bad { Ok(()) } else { each(Ok(Document { text, place })) }
 }
 
 fn numbered_place(path: &Path, number: usize) -> String {
     format!("{} (document {number})", path.display())
-}
-
-/// Reads the documents of a file with one JSON object a line.
-fn read_json_lines(mut lines: Lines, field: &str, each: &mut dyn FnMut(Document) -> Result<()>) -> Result<()> {
-    while lines.advance()? {
-        if !lines.content().trim().is_empty() {
-            let text = parse_record(&lines, field)?;
-            each(Document { text, place: lines.place() })?;
-        }
-    }
-    Ok(())
-}
-
-/// The text of the record on the current line.
-fn parse_record(lines: &Lines, field: &str) -> Result<String> {
-    let line = lines.content();
-    match serde_json::from_str(line) {
-        Ok(Value::Object(record)) => take_text(record, field).map_err(|problem| lines.problem(problem)),
-        Ok(other) => Err(lines.problem(format!(
-            "expected a JSON object, got {}; write one object a line ('jq -c .[]' unpacks an array)",
-            type_of(&other)
-        ))),
-        Err(error) => Err(json_problem(lines, &error)),
-    }
-}
-
-/// Says where in the current line the JSON breaks, in characters from 1, and why.
-fn json_problem(lines: &Lines, error: &serde_json::Error) -> Error {
-    let is_before = |(start, _): &(usize, char)| *start < error.column();
-    let column = lines.content().char_indices().take_while(is_before).count();
-    let message = error.to_string();
-    let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
-    Error::input(
-        format_args!("{}:{column}", lines.place()),
-        format!("{reason}; expected one whole JSON object a line ('jq -c .' writes it so)"),
-    )
-}
-
-/// The string at the dotted path `field`, or what is wrong with the record.
-fn take_text(record: Map<String, Value>, field: &str) -> std::result::Result<String, String> {
-    let mut value = Value::Object(record);
-    let mut walked = String::new();
-    for name in field.split('.') {
-        let Value::Object(mut object) = value else {
-            let kind = type_of(&value);
-            return Err(format!("expected an object in field '{walked}' of '{field}', got {kind}; see --text-field"));
-        };
-        value = object.remove(name).ok_or_else(|| missing_field(&object, field, &walked))?;
-        walked = join(&walked, name);
-    }
-    match value {
-        Value::String(text) => Ok(text),
-        other => Err(format!(
-            "expected a string in field '{field}', got {}; name the field with the text by --text-field",
-            type_of(&other)
-        )),
-    }
-}
-
-/// Names the fields that the object at `walked` has instead of the one on the way to `field`.
-fn missing_field(object: &Map<String, Value>, field: &str, walked: &str) -> String {
-    if object.is_empty() {
-        return format!("expected a field '{field}', got an object without fields");
-    }
-    let named = object.keys().take(FIELDS_NAMED).map(|name| format!("'{}'", join(walked, name).escape_debug()));
-    let mut present = named.collect::<Vec<_>>().join(", ");
-    if object.len() > FIELDS_NAMED {
-        present.push_str(&format!(" and {} more", object.len() - FIELDS_NAMED));
-    }
-    format!("expected a field '{field}', got the fields {present}; name the field with the text by --text-field")
-}
-
-/// The dotted path of the field `name` in the object at `walked`.
-fn join(walked: &str, name: &str) -> String {
-    if walked.is_empty() { name.to_string() } else { format!("{walked}.{name}") }
-}
-
-fn type_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
 }

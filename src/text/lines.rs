@@ -1,4 +1,4 @@
-//! Lines: a text file's lines, decompressed and checked to be UTF-8.
+//! Lines: a text file's lines, decompressed, each known to be UTF-8 text or to be a bad record.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
+use super::BadRecord;
 use crate::error::{Error, Result};
 
 /// Bytes read from the file, and decompressed, at a time.
@@ -22,18 +23,20 @@ pub(super) enum Compression {
     Zstd,
 }
 
-/// The lines of a file, one at a time: [`Lines::advance`] reads the next one into [`Lines::text`].
+/// The lines of a file, one at a time: [`Lines::advance`] reads the next one.
 pub(super) struct Lines {
-    /// The current line with its line end, without the byte order mark of the file.
-    pub text: String,
     /// The file.
     pub path: PathBuf,
     /// The longest line, and document of several lines, accepted: in bytes, line ends included.
     pub max_bytes: usize,
     reader: Box<dyn BufRead>,
+    /// The current line with its line end; one byte more than allowed when the line is too long.
+    bytes: Vec<u8>,
     /// The current line's number, from 1.
     number: usize,
-    /// The decompressed bytes before the next line.
+    /// The decompressed bytes before the current line.
+    start: usize,
+    /// The decompressed bytes read so far.
     offset: usize,
 }
 
@@ -51,40 +54,44 @@ impl Lines {
         }
         compression.check_start(start, path)?;
         let reader = compression.decompress(file).map_err(Error::io("decompress", path))?;
-        Ok(Self { text: String::new(), path: path.to_path_buf(), max_bytes, reader, number: 0, offset: 0 })
+        let path = path.to_path_buf();
+        Ok(Self { path, max_bytes, reader, bytes: Vec::new(), number: 0, start: 0, offset: 0 })
     }
 
     /// Reads the next line; false at the end of the file.
     pub(super) fn advance(&mut self) -> Result<bool> {
-        let mut bytes = std::mem::take(&mut self.text).into_bytes();
-        bytes.clear();
-        let one_too_many = (self.max_bytes as u64).saturating_add(1);
-        let read = (&mut self.reader).take(one_too_many).read_until(b'\n', &mut bytes);
-        let start = self.offset;
-        self.offset += read.map_err(|source| self.read_problem(source))?;
+        while self.bytes.len() > self.max_bytes && !self.bytes.ends_with(b"\n") && self.read()? > 0 {} // the rest of one too long
+        self.start = self.offset;
         self.number += 1;
-
-        if let Some(position) = bytes.iter().position(|byte| *byte == 0) {
-            let offset = start + position;
-            let problem = format!("looks binary (NUL byte at offset {offset}); expected UTF-8 text");
-            return Err(Error::input(self.path.display(), problem));
-        }
-        if bytes.len() > self.max_bytes {
-            return Err(self.too_long());
-        }
-        self.text = String::from_utf8(bytes).map_err(|error| {
-            let offset = start + error.utf8_error().valid_up_to();
-            self.problem(format!("is not UTF-8 (byte offset {offset} of the text); convert the file to UTF-8"))
-        })?;
-        if start == 0 && self.text.starts_with('\u{feff}') {
-            self.text.remove(0);
-        }
-        Ok(self.offset > start)
+        Ok(self.read()? > 0)
     }
 
-    /// The current line without its line end.
-    pub(super) fn content(&self) -> &str {
-        without_line_end(&self.text)
+    /// Reads to the end of the line, but no further than one byte too many; returns the number of bytes.
+    fn read(&mut self) -> Result<usize> {
+        self.bytes.clear();
+        let one_too_many = (self.max_bytes as u64).saturating_add(1);
+        let read = (&mut self.reader).take(one_too_many).read_until(b'\n', &mut self.bytes);
+        let n = read.map_err(|source| self.read_problem(source))?;
+        self.offset += n;
+        Ok(n)
+    }
+
+    /// The current line with its line end, without the byte order mark of the file.
+    pub(super) fn text(&self) -> std::result::Result<&str, BadRecord> {
+        if let Some(position) = self.bytes.iter().position(|byte| *byte == 0) {
+            let offset = self.start + position;
+            let problem = format!("looks binary (NUL byte at offset {offset}); expected UTF-8 text");
+            return Err(BadRecord::new(self.path.display().to_string(), "binary", problem, &self.bytes));
+        }
+        if self.bytes.len() > self.max_bytes {
+            return Err(self.too_long());
+        }
+        let text = std::str::from_utf8(&self.bytes).map_err(|error| {
+            let offset = self.start + error.valid_up_to();
+            let problem = format!("is not UTF-8 (byte offset {offset} of the text); convert the file to UTF-8");
+            self.bad("not UTF-8", problem)
+        })?;
+        Ok(if self.start == 0 { text.strip_prefix('\u{feff}').unwrap_or(text) } else { text })
     }
 
     /// The current line as `file:line`.
@@ -93,14 +100,14 @@ impl Lines {
     }
 
     /// Says what is wrong with the current line.
-    pub(super) fn problem(&self, problem: impl Into<String>) -> Error {
-        Error::input(self.place(), problem)
+    pub(super) fn bad(&self, kind: &'static str, reason: impl Into<String>) -> BadRecord {
+        BadRecord::new(self.place(), kind, reason, &self.bytes)
     }
 
     /// Says that the document that reaches into the current line is too long.
-    pub(super) fn too_long(&self) -> Error {
+    pub(super) fn too_long(&self) -> BadRecord {
         let limit = self.max_bytes;
-        self.problem(format!("the document is longer than {limit} bytes; split it into smaller documents"))
+        self.bad("too long", format!("the document is longer than {limit} bytes; split it into smaller documents"))
     }
 
     /// Tells what the decompressor found apart from what the operating system said, which alone has an error number.

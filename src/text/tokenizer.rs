@@ -1,12 +1,11 @@
 //! Tokenizer: text to token ids, by the `tokenizers` crate, trained on files or loaded from `tokenizer.json`.
 
-use super::{ReadOptions, read_documents};
+use super::guarded::guarded;
+use super::sources::expand;
+use super::{OnBadRecord, ReadOptions, read_records};
 use crate::error::{Error, Result};
 use crate::files;
-use std::cell::Cell;
-use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -18,6 +17,12 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 /// Names under which tokenizers keep the token that begins a document, in order of preference (BOS before EOS).
 const PREFIXES: [&str; 7] =
     ["<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", END_OF_TEXT, "<|end_of_text|>", "</s>"];
+
+/// Those of them that only begin a document.
+const BEGINNINGS: usize = 4;
+
+/// Names of the token that ends a document.
+const ENDS: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
 
 /// A tokenizer with the hash of the file it came from.
 pub struct Tokenizer {
@@ -31,7 +36,7 @@ impl Tokenizer {
     /// `paths`, and returns the bytes of its `tokenizer.json`.
     ///
     /// # Errors
-    /// Those of [`read_documents`]; [`Error::Usage`] when the vocabulary is below 257 or the text holds too few pairs.
+    /// Those of [`read_records`]; [`Error::Usage`] when the vocabulary is below 257 or the text holds too few pairs.
     pub fn train(paths: &[PathBuf], options: &ReadOptions, vocabulary: usize) -> Result<Vec<u8>> {
         if vocabulary < 257 {
             return Err(Error::Usage(format!(
@@ -39,10 +44,14 @@ impl Tokenizer {
             )));
         }
         let mut documents = Vec::new();
-        for path in paths {
-            read_documents(path, options, &mut |document| {
-                documents.push(document.text);
-                Ok(())
+        for path in expand(paths)? {
+            read_records(&path, options, &mut |record| match record {
+                Ok(document) => {
+                    documents.push(document.text);
+                    Ok(())
+                }
+                Err(bad) if options.on_bad_record == OnBadRecord::Fail => Err(bad.into()),
+                Err(_) => Ok(()), // it is only not learnt from
             })?;
         }
         let mut tokenizer = Inner::new(BPE::default());
@@ -73,16 +82,23 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Io`] when it cannot be read, [`Error::Input`] when the `tokenizers` crate does not accept it.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        Self::from_json(&std::fs::read(path).map_err(Error::io("read", path))?, &path.display().to_string())
+    }
+
+    /// The tokenizer whose `tokenizer.json` has these bytes; `place` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the `tokenizers` crate does not accept it.
+    pub fn from_json(bytes: &[u8], place: &str) -> Result<Self> {
         // A damaged merge list can make the crate panic; that is the file's fault and said so.
-        let loaded = guarded("the tokenizers library failed on it", || Inner::from_bytes(&bytes))
+        let loaded = unpanicked("the tokenizers library failed on it", || Inner::from_bytes(bytes))
             .and_then(without_cutting_and_padding)
             .map_err(|error| {
                 let problem = format!("not a tokenizer.json that this version of 'tokenizers' can read: {error}");
-                Error::input(path.display(), problem)
+                Error::input(place, problem)
             })?;
         let prefix = PREFIXES.iter().find_map(|token| loaded.token_to_id(token));
-        Ok(Self { inner: loaded, hash: files::hash(&bytes), prefix })
+        Ok(Self { inner: loaded, hash: files::hash(bytes), prefix })
     }
 
     /// BLAKE3 of `tokenizer.json`.
@@ -101,6 +117,16 @@ impl Tokenizer {
         self.prefix
     }
 
+    /// The token that begins a document and does nothing else: BOS.
+    pub fn beginning(&self) -> Option<u32> {
+        PREFIXES[..BEGINNINGS].iter().find_map(|token| self.id(token))
+    }
+
+    /// The token that ends a document: EOS.
+    pub fn end(&self) -> Option<u32> {
+        ENDS.iter().find_map(|token| self.id(token))
+    }
+
     /// The id of a token, for recipes that name their prefix token.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
@@ -111,9 +137,18 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Input`] naming `place` when the tokenizer fails or emits an id outside its vocabulary.
     pub fn encode(&self, text: &str, place: &str) -> Result<Vec<u32>> {
-        guarded("the tokenizers library failed on this text", || self.inner.encode_fast(text, false))
+        unpanicked("the tokenizers library failed on this text", || self.inner.encode_fast(text, false))
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|error| Error::input(place, format!("cannot be tokenised: {error}")))
+    }
+
+    /// The text that ids stand for, special tokens included.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming `place` when the tokenizer fails.
+    pub fn decode(&self, ids: &[u32], place: &str) -> Result<String> {
+        unpanicked("the tokenizers library failed on these ids", || self.inner.decode(ids, false))
+            .map_err(|error| Error::input(place, format!("cannot be decoded: {error}")))
     }
 }
 
@@ -124,20 +159,7 @@ fn without_cutting_and_padding(mut tokenizer: Inner) -> tokenizers::Result<Inner
     Ok(tokenizer)
 }
 
-/// Runs what may panic on hostile input, silently, and turns a panic into a failure with this message.
-fn guarded<T>(message: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
-    thread_local!(static GUARDED: Cell<bool> = const { Cell::new(false) });
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let usual = panic::take_hook();
-        panic::set_hook(Box::new(move |panic| {
-            if !GUARDED.get() {
-                usual(panic);
-            }
-        }));
-    });
-    let before = GUARDED.replace(true);
-    let outcome = catch_unwind(AssertUnwindSafe(work));
-    GUARDED.set(before);
-    outcome.unwrap_or_else(|_| Err(message.into()))
+/// Runs what may panic on hostile input, and turns a panic into a failure with this message.
+fn unpanicked<T>(message: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    guarded(work).unwrap_or_else(|| Err(message.into()))
 }

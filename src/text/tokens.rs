@@ -3,9 +3,12 @@
 //! A folder holds `tokens.bin` (ids, little-endian, 2 bytes each when the vocabulary has at most 65,536 entries, else
 //! 4), `documents.bin` (32 bytes per document) and `manifest.json`. Its name is the hash of what it holds.
 
-use super::{Document, ReadOptions, Tokenizer, read_documents};
+use super::bad_records::BadRecords;
+use super::sources::expand;
+use super::token_writer::TokenWriter;
+use super::{BadRecordCounts, ReadOptions, Tokenizer};
 use crate::error::{Error, Result};
-use crate::files::{self, Staging};
+use crate::files::{self, StagedFile, Staging};
 use crate::progress::Observer;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -15,8 +18,6 @@ use std::path::{Path, PathBuf};
 const TOKENS: &str = "tokens.bin";
 const DOCUMENTS: &str = "documents.bin";
 const MANIFEST: &str = "manifest.json";
-/// Text tokenised in parallel at a time, in bytes.
-const BATCH: usize = 4 << 20;
 
 /// What a token folder says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +55,7 @@ pub struct DocumentEntry {
 impl DocumentEntry {
     const BYTES: usize = 32;
 
-    fn to_bytes(self) -> [u8; Self::BYTES] {
+    pub(super) fn to_bytes(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[..8].copy_from_slice(&self.n_tokens.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.n_bytes.to_le_bytes());
@@ -75,15 +76,18 @@ pub struct StagedTokens {
     manifest: TokenManifest,
     staging: Staging,
     store: PathBuf,
+    bad_records: Option<BadRecordCounts>,
+    quarantine: Option<StagedFile>,
 }
 
 impl StagedTokens {
-    /// Tokenises the documents of `paths` into a token folder that will lie under `store`.
+    /// Tokenises the documents of `paths`, which [`expand`] reads, into a token folder that will lie under `store`.
     ///
-    /// The same text and tokenizer give the same folder.
+    /// The same text and tokenizer give the same folder, whether it arrives as text or as the tokenizer's ids.
     ///
     /// # Errors
-    /// Those of [`read_documents`] and [`Tokenizer::encode`]; [`Error::Mismatch`] when an id reaches beyond `vocabulary`.
+    /// Those of [`expand`], [`super::read_records`], [`super::read_token_documents`] and [`Tokenizer::encode`]; a bad record unless `options`
+    /// suffer it; [`Error::Mismatch`] when an id reaches beyond `vocabulary`.
     pub fn of(
         store: &Path,
         paths: &[PathBuf],
@@ -95,15 +99,18 @@ impl StagedTokens {
         files::create_folder(store)?;
         let staging = Staging::new(&store.join("tokens"))?;
         let mut writer = TokenWriter::create(&staging.file(TOKENS), tokenizer, vocabulary)?;
-        for path in paths {
-            writer.add_file(path, options, observer)?;
+        let mut bad = BadRecords::new(options.on_bad_record, store);
+        let paths = expand(paths)?;
+        for path in &paths {
+            writer.add_file(path, options, &mut bad, observer)?;
         }
         let field = &options.text_field;
         let text_field = (*field != ReadOptions::default().text_field).then(|| field.clone());
-        let (manifest, entries) = writer.close(paths, text_field)?;
+        let (manifest, entries) = writer.close(&paths, text_field)?;
         staging.write(DOCUMENTS, &entries)?;
         staging.write(MANIFEST, &files::to_sealed_json(&manifest)?)?;
-        Ok(Self { manifest, staging, store: store.to_path_buf() })
+        let (bad_records, quarantine) = bad.close();
+        Ok(Self { manifest, staging, store: store.to_path_buf(), bad_records, quarantine })
     }
 
     /// A token folder that will lie under `store` and holds some documents of another, in the order given.
@@ -136,12 +143,22 @@ impl StagedTokens {
         };
         staging.write(DOCUMENTS, &table)?;
         staging.write(MANIFEST, &files::to_sealed_json(&manifest)?)?;
-        Ok(Self { manifest, staging, store: store.to_path_buf() })
+        Ok(Self { manifest, staging, store: store.to_path_buf(), bad_records: None, quarantine: None })
     }
 
     /// The manifest.
     pub fn manifest(&self) -> &TokenManifest {
         &self.manifest
+    }
+
+    /// How many records were left out; none when all were good.
+    pub fn bad_records(&self) -> Option<&BadRecordCounts> {
+        self.bad_records.as_ref()
+    }
+
+    /// The file of records in quarantine, to be published by whoever knows its name; none when there is none.
+    pub fn take_quarantine(&mut self) -> Option<StagedFile> {
+        self.quarantine.take()
     }
 
     /// The tokens, before others see them.
@@ -160,94 +177,13 @@ impl StagedTokens {
     }
 }
 
-/// Encodes documents in batches and appends their ids to `tokens.bin`.
-struct TokenWriter<'a> {
-    tokenizer: &'a Tokenizer,
-    vocabulary: usize,
-    file: files::Writer,
-    ids: blake3::Hasher,
-    entries: Vec<DocumentEntry>,
-}
-
-impl<'a> TokenWriter<'a> {
-    fn create(path: &Path, tokenizer: &'a Tokenizer, vocabulary: usize) -> Result<Self> {
-        let file = files::Writer::create(path)?;
-        Ok(Self { tokenizer, vocabulary, file, ids: blake3::Hasher::new(), entries: Vec::new() })
-    }
-
-    fn id_bytes(&self) -> usize {
-        if self.vocabulary <= 1 << 16 { 2 } else { 4 }
-    }
-
-    fn add_file(&mut self, path: &Path, options: &ReadOptions, observer: &dyn Observer) -> Result<()> {
-        let mut pending: Vec<Document> = Vec::new();
-        let mut size = 0;
-        read_documents(path, options, &mut |document| {
-            size += document.text.len();
-            pending.push(document);
-            if size >= BATCH {
-                size = 0;
-                observer.check()?;
-                self.add(&std::mem::take(&mut pending))?;
-            }
-            Ok(())
-        })?;
-        self.add(&pending)
-    }
-
-    fn add(&mut self, documents: &[Document]) -> Result<()> {
-        let encoded: Vec<Result<Vec<u32>>> =
-            documents.par_iter().map(|document| self.tokenizer.encode(&document.text, &document.place)).collect();
-        for (document, ids) in documents.iter().zip(encoded) {
-            let ids = ids?;
-            if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) {
-                return Err(Error::Mismatch {
-                    what: format!("{}: tokenizer against model", document.place),
-                    differences: format!(
-                        "the tokenizer emits id {id}, but the model's vocabulary has {} entries; use the model's own \
-                         tokenizer or a larger 'vocab_size'",
-                        self.vocabulary
-                    ),
-                });
-            }
-            let width = self.id_bytes();
-            let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes().into_iter().take(width)).collect();
-            self.ids.update(&bytes);
-            self.file.write(&bytes)?;
-            self.entries.push(DocumentEntry {
-                n_tokens: ids.len() as u64,
-                n_bytes: document.text.len() as u64,
-                text_hash: text_hash(&document.text),
-            });
-        }
-        Ok(())
-    }
-
-    fn close(self, sources: &[PathBuf], text_field: Option<String>) -> Result<(TokenManifest, Vec<u8>)> {
-        let table: Vec<u8> = self.entries.iter().flat_map(|entry| entry.to_bytes()).collect();
-        let id_bytes = self.id_bytes();
-        self.file.close()?;
-        let manifest = TokenManifest {
-            hash: content_hash(self.tokenizer.hash(), id_bytes, &self.ids.finalize(), &table),
-            tokenizer: self.tokenizer.hash().to_owned(),
-            id_bytes,
-            n_tokens: self.entries.iter().map(|entry| entry.n_tokens).sum(),
-            n_bytes: self.entries.iter().map(|entry| entry.n_bytes).sum(),
-            n_docs: self.entries.len() as u64,
-            sources: sources.to_vec(),
-            text_field,
-        };
-        Ok((manifest, table))
-    }
-}
-
-fn content_hash(tokenizer: &str, id_bytes: usize, ids: &blake3::Hash, table: &[u8]) -> String {
+pub(super) fn content_hash(tokenizer: &str, id_bytes: usize, ids: &blake3::Hash, table: &[u8]) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("mixpool token file v1");
     hasher.update(tokenizer.as_bytes()).update(&[id_bytes as u8]).update(ids.as_bytes()).update(table);
     hasher.finalize().to_hex().to_string()
 }
 
-fn text_hash(text: &str) -> [u8; 16] {
+pub(super) fn text_hash(text: &str) -> [u8; 16] {
     let mut short = [0; 16];
     short.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
     short

@@ -40,10 +40,15 @@ impl Adapters {
     /// Adapters of the queries, keys and values of every block, with s = `scale`.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the rank is 0 or above the size of a matrix.
+    /// [`Error::Usage`] when the rank is 0 or above the size of a matrix, or the model has no such layers.
     pub fn new(model: &Layout, rank: usize, scale: f32) -> Result<Self> {
         let is_target = |name: &str| TARGETS.iter().any(|target| name.ends_with(target));
         let targets: Vec<_> = model.parameters().iter().filter(|parameter| is_target(&parameter.name)).collect();
+        if targets.is_empty() {
+            let problem =
+                "adapters go to queries, keys and values that are layers of their own, which this model has not";
+            return Err(Error::Usage(problem.into()));
+        }
         let largest = targets.iter().flat_map(|parameter| parameter.shape.iter().copied()).min().unwrap_or(0);
         if !(1..=largest).contains(&rank) {
             return Err(Error::Usage(format!("adapters of rank {rank}: expected 1 to {largest}")));

@@ -147,6 +147,7 @@ pub(super) fn add(along: &mut Along<'_>, part: &Part<'_>) -> Result<()> {
         }
         Factors::Bias { outputs } => along.add_bias(part.offset, outputs),
         Factors::Norm { inputs, outputs, eps } => along.add_norm(part.offset, inputs, outputs, eps),
+        Factors::LayerNorm { inputs, outputs, eps } => along.add_layer_norm(part.offset, inputs, outputs, eps),
         Factors::Embedding { ids, outputs } => along.add_embedding(part.offset, ids, outputs),
     }
 }

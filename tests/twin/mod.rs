@@ -2,7 +2,7 @@
 //! automatic differentiation gives the gradients to compare with.
 
 use candle_core::{DType, Device::Cpu, Result, Tensor, Var};
-use mixpool::kernels::Heads;
+use mixpool::kernels::{Gelu, Heads};
 use mixpool::model::{Layout, ModelConfig, Sequences};
 
 /// `f(inputs)`, and the gradients of Σ `f(inputs)` · `weight` with respect to each input; all in f64.
@@ -26,6 +26,21 @@ pub(crate) fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let rms = ((x.sqr()?.sum_keepdim(1)? / x.dim(1)? as f64)? + eps)?.sqrt()?;
     x.broadcast_div(&rms)?.broadcast_mul(weight)
+}
+
+pub(crate) fn layer_norm(x: &Tensor, gain: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let width = x.dim(1)? as f64;
+    let x = x.broadcast_sub(&(x.sum_keepdim(1)? / width)?)?;
+    let deviation = ((x.sqr()?.sum_keepdim(1)? / width)? + eps)?.sqrt()?;
+    x.broadcast_div(&deviation)?.broadcast_mul(gain)?.broadcast_add(bias)
+}
+
+pub(crate) fn gelu(form: Gelu, x: &Tensor) -> Result<Tensor> {
+    let inner = match form {
+        Gelu::Exact => (x / 2f64.sqrt())?.erf()?,
+        Gelu::Tanh => ((x + (x.sqr()? * x)? * 0.044_715)? * (2.0 / std::f64::consts::PI).sqrt())?.tanh()?,
+    };
+    (inner + 1.0)? * (x * 0.5)?
 }
 
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {

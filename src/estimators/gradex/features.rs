@@ -146,7 +146,7 @@ fn train(question: &Question<'_>, recipe: &Recipe, base: &[f32], adapters: &Adap
 
 /// Embeddings, the output matrix and norms are not moved, as in the authors' program.
 fn is_excluded(name: &str) -> bool {
-    name.contains("embed_tokens") || name.contains("lm_head") || name.contains("norm")
+    ["embed_tokens", "lm_head", "norm", "wte", "wpe", "embed_in", "embed_out"].iter().any(|part| name.contains(part))
 }
 
 /// √Σ x² in f64.

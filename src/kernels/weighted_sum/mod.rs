@@ -38,6 +38,13 @@ impl Floats<'_> {
         self.len() == 0
     }
 
+    /// The bytes they lie in.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::F32(bytes) | Self::BF16(bytes) | Self::F16(bytes) => bytes,
+        }
+    }
+
     /// Whether these are the very values of `other`, not equal ones elsewhere.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
