@@ -99,7 +99,8 @@ def power(stages, cuts, scratch, *, seed=7, bug=None, until=None):
     """Cuts the power while the tour runs on a disk of its own, at random calls and after commands that reported success.
 
     What was reported done must be there, whole and right, once the journal was replayed; the same commands then go on and end
-    with the undisturbed pool. With `bug`, commands before `until` run with a planted bug, which the checks do not.
+    with the undisturbed pool. With `bug`, a name and a program, the commands up to `until` run with that bug planted, and the
+    checks without.
     """
     tour = [stage for stage in stages.values() if stage.name != "repair"]  # whose damages are no writes of the program
     tour = tour[: [stage.name for stage in tour].index(until) + 1] if until else tour
@@ -140,7 +141,7 @@ def cycle(tour, wanted, scratch, chance, bug):
         for index, stage in enumerate(tour):
             for step in stage.prepared:
                 world.ok(step)
-            if stage.prepared:
+            if any(step.startswith("rm ") for step in stage.prepared):
                 do("sync", "-f", world.folder)  # what a person removed stays removed
             chosen = {}
             for point in chance.sample(at[stage.name], min(2, len(at[stage.name]))):
@@ -165,10 +166,9 @@ def stopped(world, stage, chosen, disk, images, keep, scratch, bug):
     for call, count, _ in chosen:
         inject += ["-e", f"inject={call}:signal=STOP:when={count}"]
     if bug:
-        os.environ["MIXPOOL_PLANTED_BUG"] = bug
+        os.environ["MIXPOOL_PLANTED_BUG"], world = bug[0], World(world.folder, bug[1])
     running = world.start(stage.line, *strace(log, *inject))
-    if bug:
-        del os.environ["MIXPOOL_PLANTED_BUG"]
+    os.environ.pop("MIXPOOL_PLANTED_BUG", None)
     seen = 0
     chosen = list(chosen)
     while running.poll() is None:
