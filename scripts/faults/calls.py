@@ -8,8 +8,8 @@ from pathlib import Path
 
 from .part import Part
 
-CALLS = "openat,write,pwrite64,writev,ftruncate,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,mkdir,rmdir"
-FAILING = ("write", "pwrite64", "writev", "fsync", "fdatasync", "rename", "renameat", "renameat2", "ftruncate", "mkdir", "openat")
+CALLS = "openat,write,pwrite64,writev,ftruncate,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,mkdir,rmdir"
+FAILING = ("write", "pwrite64", "writev", "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat", "ftruncate", "mkdir", "openat")
 
 EVENT = re.compile(r"^(\d+) +(\w+)\((.*)")
 

@@ -57,7 +57,7 @@ class Audit:
             self.create(self.path(re.search(r'"([^"]*)"', said)[1]))
         elif call == "mkdir":
             self.create(self.path(re.search(r'"([^"]*)"', said)[1]))
-        elif call.startswith("rename"):
+        elif call.startswith(("rename", "link")):
             old, new = (self.path(name) for name in re.findall(r'"([^"]*)"', said))
             return self.rename(old, new)
         elif call in ("write", "pwrite64", "writev", "ftruncate"):

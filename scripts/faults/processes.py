@@ -1,16 +1,18 @@
 """Processes: several at once on one pool."""
 
 import json
+import shutil
 import subprocess
 import time
 
+from .calls import strace
 from .part import Part
 from .world import records, sentences
 
 
 def register(stages, rounds, scratch):
     """Eight processes register at once: four partitions, two that are the same, two of one name with other content."""
-    part = Part("8 register", rounds, range(rounds))
+    part, heard = Part("8 register", rounds, range(rounds)), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     base = stages["register"].base
     for round_ in range(rounds):
         world = base.copy(scratch / "world")
@@ -20,7 +22,7 @@ def register(stages, rounds, scratch):
             lines.append(f"register p{index} p{index}.txt")
         lines += ["register same code.txt", "register same code.txt", "register other code.txt", "register other math.txt"]
         started = time.monotonic()
-        running = [world.start(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for line in lines]
+        running = [world.start(line, *slowly(line, scratch), **heard) for line in lines]
         ended = [(process.communicate()[1].decode(), process.returncode) for process in running]
         point = ("round", round_, f"{time.monotonic() - started:.2f} s")
         problems = [f"'{line}': exit {code}: {said.strip()}" for line, (said, code) in zip(lines[:6], ended) if code]
@@ -31,6 +33,13 @@ def register(stages, rounds, scratch):
         part.hit += 1
         part.note(point, problems)
     return part
+
+
+def slowly(line, scratch):
+    """Makes those who disagree about a name wait before each renaming, so that both have looked before either has written."""
+    if "other" not in line or shutil.which("strace") is None:
+        return ()
+    return strace(scratch / f"log-{line.split()[-1]}", "-e", "trace=rename", "-e", "inject=rename:delay_enter=100000")
 
 
 def whole(world, base, lines):
@@ -56,7 +65,7 @@ def score(stages, mixtures, processes, twice, scratch):
     shares = (index / mixtures for index in range(1, mixtures))
     plan = " ".join(f"code={share}+math={1 - share}" for share in shares) + " code"
     line = f"score {plan} --format json"
-    alone = base.copy(scratch / "alone")
+    part, alone = Part(f"{processes} score", 2 * mixtures, range(2 * mixtures)), base.copy(scratch / "alone")
     started = time.monotonic()
     expected = rows(alone.run(line).stdout)
     seconds = time.monotonic() - started
@@ -66,7 +75,6 @@ def score(stages, mixtures, processes, twice, scratch):
     running = [world.start(line, stdout=out, stderr=subprocess.PIPE) for out in outs]
     complaints = [process.communicate()[1].decode() for process in running]
     together = time.monotonic() - started
-    part = Part(f"{processes} score", 2 * mixtures, range(2 * mixtures))
     point, computed = ("units", 2 * mixtures, f"{seconds:.1f} s alone, {together:.1f} s together"), 0
     for index, (process, out) in enumerate(zip(running, outs)):
         out.seek(0)
@@ -74,7 +82,7 @@ def score(stages, mixtures, processes, twice, scratch):
             part.note(point, [f"process {index}: exit {process.returncode}: {complaints[index].strip()}"])
             continue
         text = out.read()
-        computed += sum(not row["cached"] for row in json.loads(text))
+        computed += sum(not row["cached"] for row in json.loads(text)["scores"])
         if rows(text) != expected:
             part.note(point, [f"process {index}: other scores than one process alone"])
         out.close()
@@ -95,7 +103,9 @@ def score(stages, mixtures, processes, twice, scratch):
 def rows(text):
     """What a command that scores printed, without what is of that process."""
     own = {"cached", "merge_seconds", "eval_seconds", "tokens_per_second"}
-    return [{key: value for key, value in row.items() if key not in own} for row in json.loads(text)]
+    value = json.loads(text)
+    found = value["scores"] if isinstance(value, dict) else value
+    return [{key: inner for key, inner in row.items() if key not in own} for row in found]
 
 
 def stored(world):

@@ -8,12 +8,12 @@ import time
 from .part import Part
 from .world import World
 
-# Long enough to be stopped in: about thirty steps of each training.
+# Long enough to be stopped in, with few enough steps that several runs stop at the same one.
 RECIPE = """\
 model: pico
 tokenizer: tokenizer.json
-seed: {files: [general.txt], tokens: 15k, learning_rate: 5e-3, batch_size: 8, sequence_length: 64}
-expert: {tokens: 10k, learning_rate: 2e-3}
+seed: {files: [general.txt], tokens: 30k, learning_rate: 5e-3, batch_size: 32, sequence_length: 64}
+expert: {tokens: 20k, learning_rate: 2e-3}
 """
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 LINES = {
@@ -25,34 +25,42 @@ LINES = {
 
 
 def stop(first, count, scratch, *, seed=7):
-    """Asks `train` (half of the time), `score`, `online` and `shapley` to stop, twice each, and lets them finish: every byte,
-    seconds aside, is that of an undisturbed run; states of one step are equal however they came about."""
-    worlds, parts = prepare(first, scratch), []
+    """Asks `train` (half of the time), `score`, `online` and `shapley` to stop, up to eight times a run, and lets them finish.
+
+    Every byte, seconds aside, is then that of an undisturbed run. States (parameters, moments, curve) that different runs stored at
+    one step are equal, however often each had been stopped before.
+    """
+    worlds = prepare(first, scratch)
+    shares = dict(zip(LINES, [count - count // 2, *((count // 2 + index) // 3 for index in range(3))]))
     for name, line in LINES.items():
-        share = count - count // 2 if name == "train" else (count // 2 + ["score", "online", "shapley"].index(name)) // 3
         base, final, seconds = worlds[name]
-        part, chance, states = Part(f"signal {name}", share, range(share)), random.Random(f"{seed} {name}"), {}
-        compared = 0
-        while part.hit < share:
-            world, why = base.copy(scratch / "world"), []
-            hit = asked(world, line, chance, seconds, why)
-            if hit is None:
-                seconds *= 0.8  # it was done before: sooner next time
+        part = Part(f"signal {name}", shares[name], range(shares[name]))
+        chance, states, compared, signals = random.Random(f"{seed} {name}"), {}, 0, 0
+        while part.hit < shares[name]:
+            world, why, hits = base.copy(scratch / "world"), [], []
+            while len(hits) < 8 and not why and (hit := asked(world, line, chance, seconds / (1 + bool(hits)), why)):
+                hits.append(hit)
+                compared += remember(world, states, len(hits), why)
+            if not hits:
+                seconds *= 0.9  # it was done before: sooner next time
                 continue
-            part.hit += 1
-            direct = remember(world, states, why)
-            if not why and asked(world, line, chance, seconds * 0.6, why):
-                compared += remember(world, states, why)
+            part.hit, signals = part.hit + 1, signals + len(hits)
             again = world.run(line)
             if again.returncode:
                 why.append(f"again: exit {again.returncode}: {again.stderr.strip()}")
             there, expected = world.content(), final.content()
             names = sorted(set(there) | set(expected))
             why += [f"again: {name}: differs" for name in names if there.get(name) != expected.get(name)]
-            part.note((*hit, f"{direct} states seen before"), why)
-        part.said = f"signal {name}: {len(states)} different states, {compared} of resumed runs compared with others of that step"
-        parts.append(part)
-    return parts
+            part.note(("runs", part.hit, ", ".join(hits)), why)
+        for _ in range(10 * shares[name] if states else 0):
+            if compared >= shares[name]:
+                break
+            world, why = base.copy(scratch / "world"), []
+            if hit := asked(world, line, chance, seconds, why):
+                signals, compared = signals + 1, compared + remember(world, states, 1, why)
+            part.note(("a run", "stopped once", hit), why)
+        part.said = f"signal {name}: {signals} signals in {part.hit} runs; {compared} states equal to those of runs stopped less or more often"
+        yield part
 
 
 def prepare(first, scratch):
@@ -78,7 +86,7 @@ def prepare(first, scratch):
 
 
 def asked(world, line, chance, seconds, why):
-    """Sends one signal at a random moment; returns which and when, or nothing when the command was done before."""
+    """Sends one signal at a random moment; returns which and when; empty when the command was done before."""
     asking, moment = chance.choice(SIGNALS), chance.uniform(0.02, seconds)
     running = world.start(line)
     time.sleep(moment)
@@ -86,27 +94,24 @@ def asked(world, line, chance, seconds, why):
     started = time.monotonic()
     code = running.wait()
     if code == -asking and moment < 0.2:
-        return None  # it came before the program had begun to watch
-    if code not in (0, 75):
+        return ""  # it came before the program had begun to watch
+    if code not in (0, 130 if asking == signal.SIGINT else 75):
         why.append(f"{asking.name} after {moment:.3f} s: exit {code}")
     if time.monotonic() - started > 5:
         why.append(f"{asking.name}: {time.monotonic() - started:.1f} s to stop")
-    return None if code == 0 else (asking.name, f"after {moment:.3f} s")
+    return f"{asking.name} after {moment:.3f} s" if code else ""
 
 
-def remember(world, states, why):
-    """Compares every stored state with the one of the same run and step seen before; returns how many there were."""
-    known = 0
+def remember(world, states, stops, why):
+    """Compares every stored state with one that a run stopped less or more often stored at that step; returns how many."""
+    compared = 0
     for path in (world.folder / "pool/work").glob("*.state"):
         data = path.read_bytes()
+        if not data.startswith(b"mixpool-state-1"):
+            continue  # of an online run: holds seconds; what it leads to is compared in the end
         key = (path.name, struct.unpack_from("<Q", data, 16)[0])
-        content = without_curve_seconds(data)
-        known += key in states
-        if states.setdefault(key, content) != content:
+        others, known = states.setdefault(key, (stops, data))
+        compared += others != stops
+        if known != data:
             why.append(f"{path.name}: another state at step {key[1]}")
-    return known
-
-
-def without_curve_seconds(data):
-    """A state whose parameters, moments and curve are bit for bit; online states carry seconds and are left to the end."""
-    return data if data.startswith(b"mixpool-state-1") else len(data) and None
+    return compared

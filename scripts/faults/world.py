@@ -39,7 +39,7 @@ TOUR = [
 ]
 # What only some versions of the program can do: stage, the words of the command line, what `--help` of the first shows.
 OPTIONAL = {"gc": ("gc", "Usage:"), "repair": ("verify", "--repair")}
-SECONDS = {"seconds", "merge_seconds", "eval_seconds", "checksum"}
+SECONDS = {"seconds", "merge_seconds", "eval_seconds", "gradient_seconds", "checksum"}
 NOBODYS = {".claim", ".lock", ".lease"}  # locks and marks of who works: they mean nothing once nobody does
 
 
