@@ -95,7 +95,7 @@ class Cut:
         self.image, self.index, self.point, self.is_done = image, index, point, is_done
 
 
-def power(stages, cuts, scratch, *, seed=7, bug=None, until=None):
+def power(stages, cuts, scratch, seed=7, bug=None, until=None):
     """Cuts the power while the tour runs on a disk of its own, at random calls and after commands that reported success.
 
     What was reported done must be there, whole and right, once the journal was replayed; the same commands then go on and end

@@ -22,7 +22,7 @@ def kind(name):
     return f"{parts[0]}/*/{parts[-1]}" if len(parts) == 3 else f"{parts[0]}/*{Path(name).suffix}"
 
 
-def flip(base, flips, scratch, *, seed=7):
+def flip(base, flips, scratch, seed=7):
     """Flips single bits in every kind of file: `verify --deep` must name each and say what mends it.
 
     Where the program has `--verify-on-load`, commands that use the file must refuse it or answer as if nothing had happened.

@@ -8,14 +8,16 @@ class Part:
 
     def __init__(self, name, of, chosen):
         self.name, self.of, self.chosen = name, of, len(chosen)
-        self.hit, self.problems, self.said, self.started = 0, [], "", time.monotonic()
+        self.hit, self.problems, self.said = 0, [], ""
+        self.started, self.seconds = time.monotonic(), 0.0
 
     def note(self, point, problems):
+        """Adds what was wrong at a point; until the last of these its time runs."""
+        self.seconds = time.monotonic() - self.started
         self.problems += [f"{self.name} at {point[0]} {point[1]} ({point[2]}): {problem}" for problem in problems]
 
     def row(self):
-        seconds = time.monotonic() - self.started
-        return (self.name, self.of, self.chosen, self.hit, len(self.problems), f"{seconds:.1f}")
+        return (self.name, self.of, self.chosen, self.hit, len(self.problems), f"{self.seconds:.1f}")
 
 
 def table(parts):

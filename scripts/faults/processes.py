@@ -50,7 +50,9 @@ def whole(world, base, lines):
     for line in lines:
         alone.ok(line)
     there, expected = world.content(), alone.content()
-    problems = [f"{name}: differs" for name in sorted(set(there) | set(expected)) if there.get(name) != expected.get(name)]
+    names = set(there) | set(expected)
+    refused = {name for name in names if name not in expected and name.startswith("pool/tokens/")}  # gc's business
+    problems = [f"{name}: differs" for name in sorted(names - refused) if there.get(name) != expected.get(name)]
     ran = world.run("verify --deep")
     problems += [f"verify --deep: exit {ran.returncode}: {ran.stderr.strip()}"] if ran.returncode else []
     return problems + [f"{name}: litter" for name in world.litter()]
@@ -86,6 +88,7 @@ def score(stages, mixtures, processes, twice, scratch):
         if rows(text) != expected:
             part.note(point, [f"process {index}: other scores than one process alone"])
         out.close()
+    part.note(point, [])
     (found, doubled), (wanted, _) = stored(world), stored(alone)
     part.hit = len(found)
     if found != wanted:

@@ -24,7 +24,7 @@ LINES = {
 }
 
 
-def stop(first, count, scratch, *, seed=7):
+def stop(first, count, scratch, seed=7):
     """Asks `train` (half of the time), `score`, `online` and `shapley` to stop, up to eight times a run, and lets them finish.
 
     Every byte, seconds aside, is then that of an undisturbed run. States (parameters, moments, curve) that different runs stored at
