@@ -202,11 +202,14 @@ impl Pool {
         let path = self.root.join(kind).join(format!("{name}.json"));
         let before: Option<T> = self.bound(kind, name)?;
         let unchanged = before.as_ref() == Some(value);
-        if !unchanged && before.is_some() && before.as_ref() != replaced {
-            return Err(Error::Usage(format!(
+        let taken = || {
+            Error::Usage(format!(
                 "'{name}' is already registered with other content; choose another name, or delete '{}' first",
                 path.display()
-            )));
+            ))
+        };
+        if !unchanged && before.is_some() && before.as_ref() != replaced {
+            return Err(taken());
         }
         if files::is_planted("bind-before-object") {
             files::publish(&path, &files::to_sealed_json(value)?)?;
@@ -215,7 +218,13 @@ impl Pool {
         if unchanged {
             return Ok(Outcome::Unchanged);
         }
-        files::publish(&path, &files::to_sealed_json(value)?)?;
+        let bytes = files::to_sealed_json(value)?;
+        if before.is_some() {
+            files::publish(&path, &bytes)?;
+        } else if !files::publish_new(&path, &bytes)? {
+            // Another process was faster; what it was told is done stays so.
+            return if self.bound(kind, name)?.as_ref() == Some(value) { Ok(Outcome::Unchanged) } else { Err(taken()) };
+        }
         Ok(Outcome::Added)
     }
 
