@@ -1,6 +1,7 @@
 """Processes: several at once on one pool."""
 
 import json
+import random
 import shutil
 import subprocess
 import time
@@ -11,35 +12,40 @@ from .world import records, sentences
 
 
 def register(stages, rounds, scratch):
-    """Eight processes register at once: four partitions, two that are the same, two of one name with other content."""
+    """Eight processes register at once: two partitions, one twice, one name for two contents, and documents that are to be
+    trained on and held out."""
     part, heard = Part("8 register", rounds, range(rounds)), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     base = stages["register"].base
     for round_ in range(rounds):
         world = base.copy(scratch / "world")
-        lines = []
-        for index in range(4):
-            (world.folder / f"p{index}.txt").write_text(sentences("code", f"{round_} {index}", 30))
-            lines.append(f"register p{index} p{index}.txt")
-        lines += ["register same code.txt", "register same code.txt", "register other code.txt", "register other math.txt"]
+        for name in ("p0", "p1", "p2"):
+            (world.folder / f"{name}.txt").write_text(sentences("code", f"{round_} {name}", 30))
+        lines = ["register p0 p0.txt", "register p1 p1.txt", "register same code.txt", "register same code.txt"]
+        rivals = ["register other code.txt", "register other math.txt", "register clash p2.txt", "eval-set clash p2.txt"]
         started = time.monotonic()
-        running = [world.start(line, *slowly(line, scratch), **heard) for line in lines]
+        running = [world.start(line, **heard) for line in lines]
+        running += [world.start(line, *slowly(scratch / f"log-{index}"), **heard) for index, line in enumerate(rivals)]
         ended = [(process.communicate()[1].decode(), process.returncode) for process in running]
         point = ("round", round_, f"{time.monotonic() - started:.2f} s")
-        problems = [f"'{line}': exit {code}: {said.strip()}" for line, (said, code) in zip(lines[:6], ended) if code]
-        winners = [code for _, code in ended[6:]]
-        if sorted(winners) != [0, 2]:
-            problems.append(f"one name for two contents: exits {winners}, expected one 0 and one 2")
-        problems += whole(world, base, lines[:6] + [line for line, code in zip(lines[6:], winners) if code == 0][:1])
+        problems = [f"'{line}': exit {code}: {said.strip()}" for line, (said, code) in zip(lines, ended) if code]
+        codes = [code for _, code in ended[4:]]
+        if sorted(codes[:2]) != [0, 2]:
+            problems.append(f"one name for two contents: exits {codes[:2]}, expected one 0 and one 2")
+        if sorted(codes[2:]) != [0, 1]:
+            problems.append(f"documents trained on and held out: exits {codes[2:]}, expected one 0 and one 1")
+        winners = [line for line, code in zip(rivals, codes) if code == 0]
+        problems = problems or whole(world, base, lines + winners)
         part.hit += 1
         part.note(point, problems)
     return part
 
 
-def slowly(line, scratch):
-    """Makes those who disagree about a name wait before each renaming, so that both have looked before either has written."""
-    if "other" not in line or shutil.which("strace") is None:
+def slowly(log):
+    """Makes rivals wait before they bind a name, so that both have looked before either has written."""
+    if shutil.which("strace") is None:
         return ()
-    return strace(scratch / f"log-{line.split()[-1]}", "-e", "trace=rename", "-e", "inject=rename:delay_enter=100000")
+    calls = "rename,link,linkat"
+    return strace(log, "-e", f"trace={calls}", "-e", f"inject={calls}:delay_enter=100000")
 
 
 def whole(world, base, lines):
@@ -101,6 +107,45 @@ def score(stages, mixtures, processes, twice, scratch):
     part.said = f"{processes} processes: {computed} units computed of {2 * mixtures} ({share:.2%} twice), {doubled} records "
     part.said += f"doubled, {seconds:.1f} s alone, {together:.1f} s together"
     return part
+
+
+CROWD = ("train", "train math code", "score code code+math code=0.3+math=0.7", "rank", "rank --estimator ensemble")
+
+
+def crowd(stages, rounds, scratch, seed=7):
+    """Five processes work on one pool and are killed at random moments, three times over; then each command is run once more.
+
+    The pool is that of the same commands one after another; score logs may hold their records in another order.
+    """
+    base, chance = stages["stop"].base, random.Random(seed)
+    alone = base.copy(scratch / "alone")
+    for line in CROWD:
+        alone.ok(line)
+    part = Part("crowd", 3 * len(CROWD) * rounds, range(3 * len(CROWD) * rounds))
+    for round_ in range(rounds):
+        world, problems = base.copy(scratch / "world"), []
+        for _ in range(3):
+            started = time.monotonic()
+            running = [world.start(line) for line in CROWD]
+            for moment, process in sorted((chance.uniform(0.003, 0.05), index) for index in range(len(CROWD))):
+                time.sleep(max(0.0, started + moment - time.monotonic()))
+                running[process].kill()
+            part.hit += sum(process.wait() == -9 for process in running)
+        for line in ("verify --deep", *CROWD):
+            ran = world.run(line)
+            problems += [f"'{line}': exit {ran.returncode}: {ran.stderr.strip()}"] if ran.returncode else []
+        there, expected = unordered(world), unordered(alone)
+        names = sorted(set(there) | set(expected))
+        problems += [f"{name}: differs" for name in names if there.get(name) != expected.get(name)]
+        problems += [f"{name}: litter" for name in world.litter()]
+        part.note(("round", round_, f"{part.hit} killed so far"), problems)
+    return part
+
+
+def unordered(world):
+    """The content of a pool, scores by log and key."""
+    content = {name: value for name, value in world.content().items() if not name.endswith(".log")}
+    return content | {f"{log} {key}": value for (log, key), value in stored(world)[0].items()}
 
 
 def rows(text):

@@ -8,6 +8,8 @@ use crate::progress::Observer;
 use crate::text::{ReadOptions, StagedTokens, TokenFile};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// `partitions/<name>.json`: a named slice of training text, cut into units.
@@ -106,6 +108,7 @@ impl Pool {
         let adopted = before.as_ref().map_or_else(BTreeMap::new, |partition| partition.adopted.clone());
         let partition = Partition { name: name.to_owned(), tokens: hash, units, adopted, filtered: None };
         self.refuse_small_units(&partition, &tokens)?;
+        let _turn = self.turn()?;
         for eval in self.eval_names()? {
             refuse_overlap(&tokens, &self.tokens(&self.eval_binding(&eval)?.tokens)?, name, &eval)?;
         }
@@ -154,6 +157,7 @@ impl Pool {
         }
         let held_out = staged.open()?;
         let binding = EvalBinding { name: name.to_owned(), tokens: staged.manifest().hash.clone() };
+        let _turn = self.turn()?;
         for partition in self.partitions()?.values() {
             if let Some(tokens) = &partition.tokens {
                 refuse_overlap(&self.tokens(tokens)?, &held_out, &partition.name, name)?;
@@ -164,6 +168,17 @@ impl Pool {
         }
         let outcome = self.bind("evals", name, &binding, None, Some(staged))?;
         Ok((binding, outcome))
+    }
+
+    /// Waits for processes that are about to bind a name, until the file is dropped: training and held-out documents that are
+    /// added at the same moment must not miss each other.
+    fn turn(&self) -> Result<File> {
+        let path = self.root.join("work").join("names.claim");
+        let file = File::create(&path).map_err(Error::io("create", &path))?;
+        match file.lock() {
+            Err(error) if error.kind() != ErrorKind::Unsupported => Err(Error::io("lock", &path)(error)),
+            _ => Ok(file),
+        }
     }
 
     /// Refuses a partition with a unit that is too small to train on.
