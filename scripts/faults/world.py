@@ -89,11 +89,11 @@ class World:
         return World(folder, self.program)
 
     def content(self):
-        """Every named file with what it holds, seconds aside; temporary files and claims are nobody's business."""
+        """Every named file with what it holds, seconds aside; temporary files, claims and what was damaged are nobody's business."""
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
-            if path.is_file() and "/.tmp-" not in f"/{name}" and path.suffix not in NOBODYS and name != "ballast":
+            if path.is_file() and "/.tmp-" not in f"/{name}" and path.suffix not in NOBODYS and not name.startswith(("ballast", "pool/quarantine/")):
                 found[name] = normal(path)
         return found
 
