@@ -1,9 +1,13 @@
 """Calls: mixpool killed, or failed, at one system call, and what must hold then."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 from .part import Part
@@ -12,6 +16,15 @@ CALLS = "openat,write,pwrite64,writev,ftruncate,fsync,fdatasync,rename,renameat,
 FAILING = ("write", "pwrite64", "writev", "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat", "ftruncate", "mkdir", "openat")
 
 EVENT = re.compile(r"^(\d+) +(\w+)\((.*)")
+
+
+@cache
+def untraceable():
+    """Why calls cannot be watched here; empty when they can."""
+    if shutil.which("strace") is None:
+        return "no strace (Debian: apt-get install strace)"
+    ran = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, text=True)
+    return f"strace may not trace: {ran.stderr.strip()}" if ran.returncode else ""
 
 
 def strace(log, *more):

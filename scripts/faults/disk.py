@@ -4,7 +4,9 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 from .calls import CALLS, again, complaint, damage, points, stop_at, strace
@@ -16,6 +18,7 @@ IMAGE = 48 << 20
 OPTIONS = "commit=9999,noauto_da_alloc,noatime"
 
 
+@cache
 def missing():
     """Why there can be no disk of our own here; empty when there can be one."""
     if os.geteuid() != 0:
@@ -23,10 +26,12 @@ def missing():
     tools = [tool for tool in ("mkfs.ext4", "losetup", "mount") if shutil.which(tool) is None]
     if tools:
         return f"no {', '.join(tools)} (Debian: apt-get install e2fsprogs mount)"
-    ran = subprocess.run(["losetup", "-f"], capture_output=True, text=True)
-    if ran.returncode:
-        return f"no loop device: {ran.stderr.strip()}"
-    return "" if "\text4" in Path("/proc/filesystems").read_text() else "this kernel has no ext4"
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with Disk(Path(scratch, "image"), Path(scratch, "disk")), Memory(Path(scratch, "memory")):
+                return ""
+        except subprocess.CalledProcessError as error:
+            return f"cannot mount an image: {error.stderr.strip().splitlines()[0]}"
 
 
 def do(*words):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import disk
-from .calls import asked_to_stop
+from .calls import asked_to_stop, untraceable
 from .world import World, prepare, tour
 
 NEEDS_STRACE = {"order", "kill", "fail", "power"}
@@ -19,8 +19,8 @@ NEEDS_DISK = {"power", "full"}
 def possible(wanted):
     """Of the wanted parts those that can be done here; says which cannot, and why."""
     reasons = {}
-    if shutil.which("strace") is None:
-        reasons |= dict.fromkeys(NEEDS_STRACE, "no strace (Debian: apt-get install strace)")
+    if why := untraceable():
+        reasons |= dict.fromkeys(NEEDS_STRACE, why)
     if why := disk.missing():
         reasons |= {part: why for part in NEEDS_DISK if part not in reasons}
     for part in wanted:
@@ -38,7 +38,8 @@ def ground(program):
         (scratch / "first").mkdir()
         first = World(scratch / "first", program)
         prepare(first)
-        yield scratch, first, tour(first, scratch, lambda call: asked_to_stop(call, scratch / "log"))
+        stop = None if untraceable() else lambda call: asked_to_stop(call, scratch / "log")
+        yield scratch, first, tour(first, scratch, stop)
 
 
 def roomy():

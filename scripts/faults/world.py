@@ -172,7 +172,7 @@ class Stage:
 
 
 def tour(first, scratch, strace):
-    """Every stage of the tour by name, undisturbed; `strace` gives the words that ask a command to stop at a call."""
+    """Every stage of the tour by name, undisturbed; `strace`, if any, gives the words that ask a command to stop at a call."""
     stages, world = {}, first
     for name, line, stop, prepared in TOUR:
         if name in OPTIONAL and not has(first.program, *OPTIONAL[name]):
@@ -183,7 +183,7 @@ def tour(first, scratch, strace):
         final = base.copy(scratch / f"{name}-after")
         if stop is None:
             final.ok(line)
-        elif shutil.which("strace"):
+        elif strace:
             final.run(line, *strace(stop))
         stages[name] = Stage(name, line, stop, prepared, base, final)
         world = final
