@@ -12,7 +12,7 @@ from .world import World
 RECIPE = """\
 model: pico
 tokenizer: tokenizer.json
-seed: {files: [general.txt], tokens: 30k, learning_rate: 5e-3, batch_size: 32, sequence_length: 64}
+seed: {files: [general.txt], tokens: 40k, learning_rate: 5e-3, batch_size: 64, sequence_length: 64}
 expert: {tokens: 20k, learning_rate: 2e-3}
 """
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
