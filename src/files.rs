@@ -3,11 +3,13 @@
 //! Publishing is: write under a temporary name on the same file system, fsync, rename, fsync the folder. A reader sees
 //! the old state or the new one; a crash leaves only a temporary name, which [`sweep`] removes.
 
+mod first;
 mod host;
 mod map;
 mod seal;
 mod volume;
 
+pub use first::publish_new;
 pub use host::Process;
 pub use map::{Mapped, map, read_instead_of_mapping, watch_maps};
 pub use volume::{room, shared_kind};

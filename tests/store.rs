@@ -123,3 +123,13 @@ fn a_complaint_that_cannot_be_written_is_no_crash() {
     let status = world.command("ls").stderr(Stdio::from(full)).status().unwrap();
     assert_eq!(status.code(), Some(10));
 }
+
+#[test]
+fn of_two_that_publish_one_new_name_the_first_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("name.json");
+    assert!(mixpool::files::publish_new(&path, b"first").unwrap());
+    assert!(!mixpool::files::publish_new(&path, b"second").unwrap());
+    assert_eq!(fs::read(&path).unwrap(), b"first");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary name is left");
+}

@@ -8,6 +8,7 @@ use crate::progress::Observer;
 use crate::text::{BadRecordCounts, ReadOptions, StagedTokens, TokenFile};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::PathBuf;
 
 /// `partitions/<name>.json`: a named slice of training text, cut into units.
@@ -117,6 +118,7 @@ impl Pool {
         let adopted = before.as_ref().map_or_else(BTreeMap::new, |partition| partition.adopted.clone());
         let partition = Partition { name: name.to_owned(), tokens: hash, units, adopted, filtered: None, bad_records };
         self.refuse_small_units(&partition, &tokens)?;
+        let _turn = self.turn()?;
         for eval in self.eval_names()? {
             refuse_overlap(&tokens, &self.tokens(&self.eval_binding(&eval)?.tokens)?, name, &eval)?;
         }
@@ -171,6 +173,7 @@ impl Pool {
         let held_out = staged.open()?;
         let (tokens, bad_records) = (staged.manifest().hash.clone(), staged.bad_records().cloned());
         let mut binding = EvalBinding { name: name.to_owned(), tokens, bad_records };
+        let _turn = self.turn()?;
         for partition in self.partitions()?.values() {
             if let Some(tokens) = &partition.tokens {
                 refuse_overlap(&self.tokens(tokens)?, &held_out, &partition.name, name)?;
@@ -184,6 +187,15 @@ impl Pool {
         }
         let outcome = self.bind("evals", name, &binding, None, Some(staged))?;
         Ok((binding, outcome))
+    }
+
+    /// Waits for processes that are about to bind a name, until the file is dropped: training and held-out documents that are
+    /// added at the same moment must not miss each other.
+    fn turn(&self) -> Result<File> {
+        let path = self.root.join("work").join("names.claim");
+        let file = File::create(&path).map_err(Error::io("create", &path))?;
+        let _ = file.lock(); // nobody waits where there are no locks
+        Ok(file)
     }
 
     /// Refuses a partition with a unit that is too small to train on.
@@ -222,11 +234,14 @@ impl Pool {
         let path = self.root.join(kind).join(format!("{name}.json"));
         let before: Option<T> = self.bound(kind, name)?;
         let unchanged = before.as_ref() == Some(value);
-        if !unchanged && before.is_some() && before.as_ref() != replaced {
-            return Err(Error::Usage(format!(
+        let taken = || {
+            Error::Usage(format!(
                 "'{name}' is already registered with other content; choose another name, or delete '{}' first",
                 path.display()
-            )));
+            ))
+        };
+        if !unchanged && before.is_some() && before.as_ref() != replaced {
+            return Err(taken());
         }
         if files::is_planted("bind-before-object") {
             files::publish(&path, &files::to_sealed_json(value)?)?;
@@ -239,7 +254,13 @@ impl Pool {
         if unchanged {
             return Ok(Outcome::Unchanged);
         }
-        files::publish(&path, &files::to_sealed_json(value)?)?;
+        let bytes = files::to_sealed_json(value)?;
+        if before.is_some() {
+            files::publish(&path, &bytes)?;
+        } else if !files::publish_new(&path, &bytes)? {
+            // Another process was faster; what it was told is done stays so.
+            return if self.bound(kind, name)?.as_ref() == Some(value) { Ok(Outcome::Unchanged) } else { Err(taken()) };
+        }
         Ok(Outcome::Added)
     }
 

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::mixture::{Mixture, Notation};
 use crate::progress::Observer;
-use crate::text::{ReadOptions, TokenFile, Tokenizer};
+use crate::text::{Reading, TokenFile, Tokenizer};
 use std::path::{Path, PathBuf};
 
 
@@ -96,10 +96,8 @@ impl Pool {
         if texts.is_empty() || !texts.iter().all(|path| path.exists()) {
             return Ok(None);
         }
-        let mut options = ReadOptions::default();
-        if let Some(field) = manifest["text_field"].as_str() {
-            options.text_field = field.to_owned();
-        }
+        let reading: Reading = serde_json::from_value(manifest).unwrap_or_default();
+        let options = reading.options();
         let staged = self.tokenize(&texts, &options, observer)?;
         if staged.manifest().hash != hash {
             return Ok(None); // filtered, or the files have changed
@@ -117,14 +115,14 @@ impl Pool {
         for folder in files::list(&self.root.join("tokens"))? {
             let (name, tokens) = (stem(path), stem(&folder));
             if is_eval {
-                candidates.push(files::to_sealed_json(&EvalBinding { name, tokens })?);
+                candidates.push(files::to_sealed_json(&EvalBinding { name, tokens, bad_records: None })?);
                 continue;
             }
             let Ok(file) = TokenFile::open(&folder) else { continue };
             for units in 1..=file.documents().len() {
                 let units: Vec<_> = file.split(units)?.into_iter().map(|unit| (unit.start, unit.end)).collect();
                 let (name, tokens) = (name.clone(), Some(tokens.clone()));
-                let binding = Partition { name, tokens, units, adopted: Default::default(), filtered: None };
+                let binding = Partition { name, tokens, units, adopted: Default::default(), filtered: None, bad_records: None };
                 let bytes = files::to_sealed_json(&binding)?;
                 if bytes.len() > left.len() {
                     break; // more units make longer bindings

@@ -5,7 +5,7 @@ use super::training::WEIGHTS;
 use super::{ESTIMATES, EvalBinding, MANIFEST, Manifest, POOL, Partition, Pool, ScoreLog, TOKENIZER, TokenNll};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::text::{TokenFile, Tokenizer};
+use crate::text::{Reading, TokenFile, Tokenizer};
 use crate::train::State;
 use std::path::{Path, PathBuf};
 
@@ -283,13 +283,13 @@ pub(super) fn verify_ids(tokens: &TokenFile, folder: &Path, deep: bool) -> Resul
     Ok(())
 }
 
-/// The text files that tokens came from and the option that names their field, as words of a command.
+/// The files that tokens came from and the options they were read with, as words of a command.
 fn sources(folder: &Path) -> (String, String) {
     let manifest = damaged_json(&folder.join(MANIFEST));
     let paths = manifest["sources"].as_array().into_iter().flatten().filter_map(|path| path.as_str());
     let quoted: Vec<String> = paths.map(|path| format!("'{path}'")).collect();
-    let field = manifest["text_field"].as_str().map(|field| format!(" --text-field {field}"));
-    (if quoted.is_empty() { "FILE...".into() } else { quoted.join(" ") }, field.unwrap_or_default())
+    let files = if quoted.is_empty() { "FILE...".into() } else { quoted.join(" ") };
+    (files, serde_json::from_value::<Reading>(manifest).unwrap_or_default().arguments())
 }
 
 /// What can still be read of a JSON file that need not be whole: good for advice, not for use.

@@ -12,6 +12,7 @@ mod lines;
 mod npy;
 #[cfg(feature = "parquet")]
 mod parquet_file;
+mod reading;
 mod sources;
 mod token_arrays;
 mod token_writer;
@@ -23,6 +24,7 @@ pub use bad_records::{BadRecord, BadRecordCounts, OnBadRecord};
 pub use batches::{Batch, Batches, Share};
 pub use documents::{Document, ReadOptions, read_documents, read_records};
 pub use gguf_tokenizer::{gguf_prefix, gguf_tokenizer};
+pub use reading::Reading;
 pub use sources::expand;
 pub use token_arrays::{TokenDocument, TokenType, Vocabulary, read_token_documents};
 pub use tokenizer::Tokenizer;

@@ -3,7 +3,7 @@
 use super::bad_records::BadRecords;
 use super::documents::{Format, format_of};
 use super::tokens::{content_hash, text_hash};
-use super::{Document, DocumentEntry, ReadOptions, TokenDocument, TokenManifest, Tokenizer, Vocabulary};
+use super::{Document, DocumentEntry, ReadOptions, Reading, TokenDocument, TokenManifest, Tokenizer, Vocabulary};
 use super::{read_records, read_token_documents};
 use crate::error::{Error, Result};
 use crate::files;
@@ -128,7 +128,7 @@ impl<'a> TokenWriter<'a> {
         Ok(())
     }
 
-    pub(super) fn close(self, sources: &[PathBuf], text_field: Option<String>) -> Result<(TokenManifest, Vec<u8>)> {
+    pub(super) fn close(self, sources: &[PathBuf], reading: Reading) -> Result<(TokenManifest, Vec<u8>)> {
         let table: Vec<u8> = self.entries.iter().flat_map(|entry| entry.to_bytes()).collect();
         let id_bytes = self.id_bytes();
         self.file.close()?;
@@ -140,7 +140,7 @@ impl<'a> TokenWriter<'a> {
             n_bytes: self.entries.iter().map(|entry| entry.n_bytes).sum(),
             n_docs: self.entries.len() as u64,
             sources: sources.to_vec(),
-            text_field,
+            reading,
         };
         Ok((manifest, table))
     }

@@ -6,11 +6,10 @@
 use super::bad_records::BadRecords;
 use super::sources::expand;
 use super::token_writer::TokenWriter;
-use super::{BadRecordCounts, ReadOptions, Tokenizer};
+use super::{BadRecordCounts, ReadOptions, Reading, Tokenizer};
 use crate::error::{Error, Result};
 use crate::files::{self, StagedFile, Staging};
 use crate::progress::Observer;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -36,9 +35,9 @@ pub struct TokenManifest {
     pub n_docs: u64,
     /// The files the text came from, as given.
     pub sources: Vec<PathBuf>,
-    /// The field of JSON records that the text came from, where it is not `text`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text_field: Option<String>,
+    /// How the files were read.
+    #[serde(flatten)]
+    pub reading: Reading,
 }
 
 /// One document of a token file.
@@ -104,9 +103,7 @@ impl StagedTokens {
         for path in &paths {
             writer.add_file(path, options, &mut bad, observer)?;
         }
-        let field = &options.text_field;
-        let text_field = (*field != ReadOptions::default().text_field).then(|| field.clone());
-        let (manifest, entries) = writer.close(&paths, text_field)?;
+        let (manifest, entries) = writer.close(&paths, Reading::of(options))?;
         staging.write(DOCUMENTS, &entries)?;
         staging.write(MANIFEST, &files::to_sealed_json(&manifest)?)?;
         let (bad_records, quarantine) = bad.close();
@@ -120,7 +117,7 @@ impl StagedTokens {
     pub fn select(store: &Path, source: &TokenFile, documents: &[usize]) -> Result<Self> {
         files::create_folder(store)?;
         let staging = Staging::new(&store.join("tokens"))?;
-        let TokenManifest { id_bytes, tokenizer, sources, text_field, .. } = source.manifest.clone();
+        let TokenManifest { id_bytes, tokenizer, sources, reading, .. } = source.manifest.clone();
         let mut file = files::Writer::create(&staging.file(TOKENS))?;
         let mut ids = blake3::Hasher::new();
         for document in documents {
@@ -139,7 +136,7 @@ impl StagedTokens {
             n_bytes: entries.iter().map(|entry| entry.n_bytes).sum(),
             n_docs: entries.len() as u64,
             sources,
-            text_field,
+            reading,
         };
         staging.write(DOCUMENTS, &table)?;
         staging.write(MANIFEST, &files::to_sealed_json(&manifest)?)?;
