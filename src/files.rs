@@ -7,11 +7,13 @@ mod first;
 mod host;
 mod map;
 mod seal;
+mod sweep;
 mod volume;
 
 pub use first::publish_new;
 pub use host::Process;
 pub use map::{Mapped, map, read_instead_of_mapping, watch_maps};
+pub use sweep::{sweep, sweep_for};
 pub use volume::{room, shared_kind};
 
 use crate::error::{Error, Result};
@@ -47,7 +49,11 @@ const HASHED: usize = 1 << 22;
 
 /// Adds bytes to a hash, by all threads where there are many.
 pub fn hash_on(hasher: &mut blake3::Hasher, bytes: &[u8]) {
-    if bytes.len() < 1 << 18 { hasher.update(bytes) } else { hasher.update_rayon(bytes) };
+    if bytes.len() < 1 << 18 {
+        hasher.update(bytes)
+    } else {
+        hasher.update_rayon(bytes)
+    };
 }
 
 /// The whole content of a regular file that may be anyone's.
@@ -348,52 +354,6 @@ pub fn size(path: &Path) -> u64 {
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
-
-/// Removes what processes that are gone left under temporary names in a folder.
-pub fn sweep(folder: &Path) -> Result<()> {
-    sweep_where(folder, |_| true)
-}
-
-/// Removes what processes that are gone left of attempts to publish `path`; outside a pool nothing else is ours.
-pub fn sweep_for(path: &Path) -> Result<()> {
-    let ending = format!("-{}", name(path));
-    sweep_where(parent(path), |entry| name(entry).ends_with(&ending))
-}
-
-fn sweep_where(folder: &Path, ours: impl Fn(&Path) -> bool) -> Result<()> {
-    for entry in abandoned(folder)?.into_iter().filter(|entry| ours(entry)) {
-        let removed = if entry.is_dir() { fs::remove_dir_all(&entry) } else { fs::remove_file(&entry) };
-        match removed {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io("remove", &entry)(error));
-            }
-            _ => {} // another process may sweep at the same time
-        }
-    }
-    Ok(())
-}
-
-/// Temporary names in a folder whose processes are gone. Those of other hosts count as gone after a day without change.
-fn abandoned(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = entries(folder)?;
-    found.retain(|entry| {
-        let name = name(entry);
-        let owner = name.strip_prefix(TEMPORARY).and_then(|rest| rest.split('-').next());
-        let (pid, space) = owner.map_or(("", None), |owner| match owner.split_once('@') {
-            Some((pid, space)) => (pid, Some(space)),
-            None => (owner, None), // of a version that did not name its host
-        });
-        match (pid.parse(), space) {
-            (Err(_), _) => false,
-            (Ok(_), Some(space)) if space != host::space() => age(entry).is_some_and(|age| age > FOREIGN),
-            (Ok(pid), _) => !host::is_alive(pid),
-        }
-    });
-    Ok(found)
-}
-
-/// How long the temporary files of a process on another host are left alone.
-const FOREIGN: Duration = Duration::from_hours(24);
 
 /// How long ago something was changed.
 pub fn age(path: &Path) -> Option<Duration> {

@@ -9,10 +9,18 @@ use world::{World, edit, listing};
 fn two() -> World {
     let world = World::texts();
     world.ok("tokenizer train general.txt code.txt math.txt --vocab 320 --out tokenizer.json");
-    for line in ["init recipe.yaml", "register code code.txt", "register math math.txt", "eval-set code-test code-test.txt"] {
+    for line in
+        ["init recipe.yaml", "register code code.txt", "register math math.txt", "eval-set code-test code-test.txt"]
+    {
         world.ok(line);
     }
-    for line in ["init recipe.yaml", "register math math.txt", "register wiki wiki.jsonl.gz --text-field content", "eval-set wiki-test wiki-test.jsonl", "eval-set code-test code-test.txt"] {
+    for line in [
+        "init recipe.yaml",
+        "register math math.txt",
+        "register wiki wiki.jsonl.gz --text-field content",
+        "eval-set wiki-test wiki-test.jsonl",
+        "eval-set code-test code-test.txt",
+    ] {
         world.ok(&format!("--pool other {line}"));
     }
     for pool in ["pool", "other"] {
@@ -32,7 +40,10 @@ fn another_pool_is_brought_in_once() {
     let before = world.pool();
     world.ok("import other");
     assert_eq!(world.pool(), before, "an import again changes nothing");
-    for (name, hash) in theirs.iter().filter(|(name, _)| ["tokens/", "objects/", "partitions/", "evals/"].iter().any(|kind| name.starts_with(kind))) {
+    for (name, hash) in theirs
+        .iter()
+        .filter(|(name, _)| ["tokens/", "objects/", "partitions/", "evals/"].iter().any(|kind| name.starts_with(kind)))
+    {
         let ours = before.get(name).unwrap_or_else(|| panic!("{name} is missing"));
         assert!(ours == hash || name.ends_with("manifest.json"), "{name} differs");
     }
@@ -64,7 +75,8 @@ fn names_that_mean_different_things_are_listed_at_once() {
 #[test]
 fn damage_and_other_settings_are_refused() {
     let world = two();
-    let files: Vec<_> = listing(&world.path("other/tokens")).into_keys().filter(|name| name.ends_with("tokens.bin")).collect();
+    let files: Vec<_> =
+        listing(&world.path("other/tokens")).into_keys().filter(|name| name.ends_with("tokens.bin")).collect();
     let known = world.path("pool/tokens");
     let new = files.iter().find(|name| !known.join(name).exists()).unwrap();
     edit(&world.path("other/tokens").join(new), |bytes| bytes[3] ^= 1);
@@ -107,7 +119,9 @@ fn pools_of_every_released_format_open_and_give_what_they_gave() {
         let mut after = names(&world.pool());
         after.retain(|name| before.contains_key(name) || !name.starts_with("estimates"));
         assert_eq!(after, names(&before), "its scores are found, and nothing is trained or scored again");
-        for (name, hash) in before.iter().filter(|(name, _)| name.starts_with("scores/") || name.starts_with("objects/")) {
+        for (name, hash) in
+            before.iter().filter(|(name, _)| name.starts_with("scores/") || name.starts_with("objects/"))
+        {
             assert_eq!(world.pool().get(name), Some(hash), "{name} changed");
         }
         // Scored again from the stored weights and tokens; the last digits may differ between processors.
@@ -149,10 +163,18 @@ fn a_team_can_share_what_is_made() {
     fs::create_dir(&folder).unwrap();
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o2775)).unwrap();
     let program = env!("CARGO_BIN_EXE_mixpool");
-    let lines = ["init recipe.yaml", "register code code.txt", "eval-set code-test code-test.txt", "train", "rank", "rank --estimator ensemble"];
+    let lines = [
+        "init recipe.yaml",
+        "register code code.txt",
+        "eval-set code-test code-test.txt",
+        "train",
+        "rank",
+        "rank --estimator ensemble",
+    ];
     for line in lines {
         let script = format!("umask 002; exec '{program}' --pool team/pool {line}");
-        let output = std::process::Command::new("bash").args(["-c", &script]).current_dir(world.path(".")).output().unwrap();
+        let output =
+            std::process::Command::new("bash").args(["-c", &script]).current_dir(world.path(".")).output().unwrap();
         assert!(output.status.success(), "{line}: {output:?}");
     }
     for name in listing(&folder).into_keys() {

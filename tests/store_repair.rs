@@ -80,7 +80,10 @@ fn what_needs_the_user_is_listed() {
     flip(&world.tokens("partitions/wiki").join("tokens.bin"), 100);
     let before = world.pool();
     let ran = world.run("verify --deep --repair");
-    ran.failed(12, &["does not match", "register wiki"].map(|part| if part == "does not match" { "do not match" } else { part }));
+    ran.failed(
+        12,
+        &["does not match", "register wiki"].map(|part| if part == "does not match" { "do not match" } else { part }),
+    );
     assert_eq!(before, world.pool(), "what cannot be mended stays where it is");
 }
 
@@ -157,7 +160,14 @@ fn gc_removes_what_nothing_names_and_nothing_else() {
     world.write(&format!("pool/work/{trained}.state"), "of a training that is finished");
     fs::remove_file(world.path("pool/partitions/law.json")).unwrap();
     let listed = world.ok("gc --dry-run --format csv");
-    for part in [name(&tokens), name(&expert), "0".repeat(64), format!("{trained}.state"), "estimates/".into(), "fitted/tokens-".into()] {
+    for part in [
+        name(&tokens),
+        name(&expert),
+        "0".repeat(64),
+        format!("{trained}.state"),
+        "estimates/".into(),
+        "fitted/tokens-".into(),
+    ] {
         assert!(listed.contains(&part), "{part}: {listed}");
     }
     assert!(expert.exists() && tokens.exists(), "a rehearsal");

@@ -104,7 +104,8 @@ fn a_dead_process_of_this_host_blocks_nobody_and_a_live_one_is_renewed() {
     world.ok("train seed");
     for lease in [None, Some("1.2")] {
         let mut child = start(&world, "train code --threads 1", lease);
-        let claims = || world.files("work").into_iter().filter(|path| world::is_any(path, &["claim"])).collect::<Vec<_>>();
+        let claims =
+            || world.files("work").into_iter().filter(|path| world::is_any(path, &["claim"])).collect::<Vec<_>>();
         let start_of_wait = Instant::now();
         while claims().is_empty() {
             assert!(start_of_wait.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
@@ -134,13 +135,17 @@ fn what_another_process_trains_is_come_back_to() {
     let world = World::registered();
     world.ok("train seed");
     world.ok("train code");
-    let claim = world.path("pool/work").join(format!("{}.claim", world.expert("code").file_name().unwrap().to_string_lossy()));
+    let claim =
+        world.path("pool/work").join(format!("{}.claim", world.expert("code").file_name().unwrap().to_string_lossy()));
     fs::remove_dir_all(world.expert("code")).unwrap();
     foreign(&world, &claim, 1);
     let ran = world.run("train");
     assert_eq!(ran.code, Some(11), "{ran:?}");
     let others = ["expert 'code' 2/2", "expert 'math'", "expert 'wiki'"];
-    assert!(world.files("objects").len() > 3 && ran.stderr.contains(others[1]) && ran.stderr.contains(others[2]), "{ran:?}");
+    assert!(
+        world.files("objects").len() > 3 && ran.stderr.contains(others[1]) && ran.stderr.contains(others[2]),
+        "{ran:?}"
+    );
     fs::remove_file(claim).unwrap();
     world.ok("train");
 }

@@ -335,8 +335,6 @@ fn expert_recipes(pool: &Pool, partition: &Partition) -> Result<Vec<(Recipe, Str
     let units = partition.units.len();
     let wanted = (0..units).filter(|unit| !partition.adopted.contains_key(unit));
     let part = |unit| if units > 1 { format!(" {}/{units}", unit + 1) } else { String::new() };
-    let named = |unit| {
-        Ok((pool.expert_recipe(partition, unit)?, format!("expert '{}'{}", partition.name, part(unit))))
-    };
+    let named = |unit| Ok((pool.expert_recipe(partition, unit)?, format!("expert '{}'{}", partition.name, part(unit))));
     wanted.map(named).collect()
 }

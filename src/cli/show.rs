@@ -227,7 +227,9 @@ pub(super) struct Verify {
 
 impl Verify {
     pub(super) fn run(self, session: &Session) -> Result<()> {
-        if self.repair && let Some(line) = Pool::repair_settings(&session.pool)? {
+        if self.repair
+            && let Some(line) = Pool::repair_settings(&session.pool)?
+        {
             session.observer_note(&line);
         }
         let pool = session.open()?;

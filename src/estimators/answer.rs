@@ -108,7 +108,9 @@ pub fn stored(pool: &Pool) -> Result<Vec<Answer>> {
 pub fn outdated(pool: &Pool) -> Result<Vec<PathBuf>> {
     let store = Store::new(pool)?;
     let mut found = Vec::new();
-    for path in files::list(&store.folder)?.into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "json")) {
+    for path in
+        files::list(&store.folder)?.into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "json"))
+    {
         let answer: Answer = files::read_json(&path)?;
         if store.path(&answer) != path || !answer.is_current() {
             found.push(path);

@@ -64,7 +64,10 @@ pub fn map(path: &Path) -> Result<Mapped> {
     if READ.load(Ordering::Relaxed) || shared_kind(parent(path)).is_some() {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(length as usize).map_err(|_| {
-            Error::Usage(format!("no memory to read the {length} bytes of '{}' instead of mapping them", path.display()))
+            Error::Usage(format!(
+                "no memory to read the {length} bytes of '{}' instead of mapping them",
+                path.display()
+            ))
         })?;
         file.read_to_end(&mut bytes).map_err(Error::io("read", path))?;
         return Ok(Mapped(Content::Read(bytes)));

@@ -81,16 +81,19 @@ impl Index {
                 Some(found) if found == shard => {}
                 Some(found) => {
                     return refuse(format!(
-                        "tensor '{name}' is declared in '{}' and lies in '{}'",
+                        "tensor '{}' is declared in '{}' and lies in '{}'",
+                        name.escape_debug(),
                         file(*shard),
                         file(*found)
                     ));
                 }
-                None => return refuse(format!("tensor '{name}' is missing from '{}'", file(*shard))),
+                None => return refuse(format!("tensor '{}' is missing from '{}'", name.escape_debug(), file(*shard))),
             }
         }
         match held.iter().find(|(name, _)| !self.tensors.contains_key(**name)) {
-            Some((name, shard)) => refuse(format!("tensor '{name}' of '{}' is not declared", file(*shard))),
+            Some((name, shard)) => {
+                refuse(format!("tensor '{}' of '{}' is not declared", name.escape_debug(), file(*shard)))
+            }
             None => Ok(()),
         }
     }

@@ -1,5 +1,6 @@
 //! Binding: the names of a pool, each a small file that points to immutable tokens.
 
+use super::claim::{Claim, Claimed};
 use super::{Pool, QUARANTINE};
 use crate::error::{Error, Result};
 use crate::files;
@@ -8,8 +9,8 @@ use crate::progress::Observer;
 use crate::text::{BadRecordCounts, ReadOptions, StagedTokens, TokenFile};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// `partitions/<name>.json`: a named slice of training text, cut into units.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,7 +119,7 @@ impl Pool {
         let adopted = before.as_ref().map_or_else(BTreeMap::new, |partition| partition.adopted.clone());
         let partition = Partition { name: name.to_owned(), tokens: hash, units, adopted, filtered: None, bad_records };
         self.refuse_small_units(&partition, &tokens)?;
-        let _turn = self.turn()?;
+        let _turn = self.turn(observer)?;
         for eval in self.eval_names()? {
             refuse_overlap(&tokens, &self.tokens(&self.eval_binding(&eval)?.tokens)?, name, &eval)?;
         }
@@ -173,7 +174,7 @@ impl Pool {
         let held_out = staged.open()?;
         let (tokens, bad_records) = (staged.manifest().hash.clone(), staged.bad_records().cloned());
         let mut binding = EvalBinding { name: name.to_owned(), tokens, bad_records };
-        let _turn = self.turn()?;
+        let _turn = self.turn(observer)?;
         for partition in self.partitions()?.values() {
             if let Some(tokens) = &partition.tokens {
                 refuse_overlap(&self.tokens(tokens)?, &held_out, &partition.name, name)?;
@@ -189,13 +190,16 @@ impl Pool {
         Ok((binding, outcome))
     }
 
-    /// Waits for processes that are about to bind a name, until the file is dropped: training and held-out documents that are
-    /// added at the same moment must not miss each other.
-    fn turn(&self) -> Result<File> {
-        let path = self.root.join("work").join("names.claim");
-        let file = File::create(&path).map_err(Error::io("create", &path))?;
-        let _ = file.lock(); // nobody waits where there are no locks
-        Ok(file)
+    /// Waits for processes that are about to bind a name, until the claim is dropped: training and held-out documents that
+    /// are added at the same moment must not miss each other.
+    fn turn(&self, observer: &dyn Observer) -> Result<Claim> {
+        loop {
+            match self.try_claim("names")? {
+                Claimed::Ours(claim) => return Ok(claim),
+                Claimed::Theirs(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+            observer.check()?;
+        }
     }
 
     /// Refuses a partition with a unit that is too small to train on.

@@ -122,7 +122,8 @@ impl Pool {
                 return Ok(true);
             }
             let owner = owner(&file);
-            let is_told_by_lock = !self.sharing.is_by_lease() && owner.as_ref().is_none_or(|owner| owner.is_alive().is_some());
+            let is_told_by_lock =
+                !self.sharing.is_by_lease() && owner.as_ref().is_none_or(|owner| owner.is_alive().is_some());
             if !is_told_by_lock && is_live(&file, owner.as_ref(), files::clock(&work)?, self.sharing.lease) {
                 return Ok(true);
             }
@@ -164,7 +165,9 @@ impl Claim {
             return Ok(());
         }
         let path = self.path.display();
-        Err(Error::Locked(format!("another process took '{path}' over while this one did not renew it; run this again")))
+        Err(Error::Locked(format!(
+            "another process took '{path}' over while this one did not renew it; run this again"
+        )))
     }
 }
 

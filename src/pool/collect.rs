@@ -81,7 +81,9 @@ impl Pool {
             }
         }
         self.nameless_fits(&named, &mut found)?;
-        found.extend(answers.iter().map(|path| garbage(path.clone(), "an answer about experts or eval sets that are gone")));
+        found.extend(
+            answers.iter().map(|path| garbage(path.clone(), "an answer about experts or eval sets that are gone")),
+        );
         if lock.is_none() {
             found.retain(|garbage| files::age(&garbage.path).is_some_and(|age| age > SETTLED));
         }
@@ -155,7 +157,8 @@ impl Pool {
             }
         }
         loop {
-            let starts: BTreeSet<String> = kept.iter().filter_map(|id| start(&named.manifests.get(id)?.recipe.start)).collect();
+            let starts: BTreeSet<String> =
+                kept.iter().filter_map(|id| start(&named.manifests.get(id)?.recipe.start)).collect();
             let before = kept.len();
             kept.extend(starts);
             if kept.len() == before {

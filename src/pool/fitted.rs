@@ -65,16 +65,14 @@ impl Pool {
         if self.is_fitted(key) {
             loading::once(&path, || self.verify_fitted(&files::hash(key.as_bytes())))?;
         }
-        Checkpoint::open_file(&path).map_err(Error::missing_is_damage).map_err(
-            |error| match error {
-                Error::Damaged { path, problem } => {
-                    let value = self.fitted_path(key, "json");
-                    let problem = format!("{problem}; delete '{}' to compute it again", value.display());
-                    Error::Damaged { path, problem }
-                }
-                other => other,
-            },
-        )
+        Checkpoint::open_file(&path).map_err(Error::missing_is_damage).map_err(|error| match error {
+            Error::Damaged { path, problem } => {
+                let value = self.fitted_path(key, "json");
+                let problem = format!("{problem}; delete '{}' to compute it again", value.display());
+                Error::Damaged { path, problem }
+            }
+            other => other,
+        })
     }
 
     /// Checks what is stored under the hash `stem`, tensors included.

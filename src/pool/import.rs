@@ -84,9 +84,10 @@ impl Pool {
                 Some(there) if there == partition => {}
                 None => new.push(Binding::Partition(partition)),
                 Some(_) => match renamed(&name)? {
-                    Some(name) if self.bound("partitions", &name)?.is_some_and(|there: Partition| {
-                        there == Partition { name: name.clone(), ..partition.clone() }
-                    }) => {}
+                    Some(name)
+                        if self.bound("partitions", &name)?.is_some_and(|there: Partition| {
+                            there == Partition { name: name.clone(), ..partition.clone() }
+                        }) => {}
                     Some(name) if !taken.contains(&name) => {
                         new.push(Binding::Partition(Partition { name, ..partition }));
                     }
@@ -100,7 +101,10 @@ impl Pool {
                 Some(there) if there == eval => {}
                 None => new.push(Binding::Eval(eval)),
                 Some(_) => match renamed(&name)? {
-                    Some(name) if self.bound("evals", &name)?.is_some_and(|there: EvalBinding| there.tokens == eval.tokens) => {}
+                    Some(name)
+                        if self
+                            .bound("evals", &name)?
+                            .is_some_and(|there: EvalBinding| there.tokens == eval.tokens) => {}
                     Some(name) if !taken.contains(&name) => new.push(Binding::Eval(EvalBinding { name, ..eval })),
                     _ => conflicts.push(format!("eval set '{name}'")),
                 },

@@ -2,14 +2,16 @@
 
 use super::members::score_key;
 use super::verify::{damaged_json, stem};
-use super::{EvalBinding, MANIFEST, Manifest, POOL, Partition, Pool, QUARANTINE, Recipe, ScoreLog, ScoreRecord, TOKENIZER, Verified};
+use super::{
+    EvalBinding, MANIFEST, Manifest, POOL, Partition, Pool, QUARANTINE, Recipe, ScoreLog, ScoreRecord, TOKENIZER,
+    Verified,
+};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::mixture::{Mixture, Notation};
 use crate::progress::Observer;
 use crate::text::{Reading, TokenFile, Tokenizer};
 use std::path::{Path, PathBuf};
-
 
 /// A damaged binding differs from what it was in at most as many bytes; two bindings differ in more.
 const ALIKE: usize = 8;
@@ -91,8 +93,12 @@ impl Pool {
     fn mend_tokens(&self, folder: &Path, observer: &dyn Observer) -> Result<Option<String>> {
         let hash = stem(folder);
         let manifest = damaged_json(&folder.join(MANIFEST));
-        let texts: Vec<PathBuf> =
-            manifest["sources"].as_array().into_iter().flatten().filter_map(|path| path.as_str().map(PathBuf::from)).collect();
+        let texts: Vec<PathBuf> = manifest["sources"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|path| path.as_str().map(PathBuf::from))
+            .collect();
         if texts.is_empty() || !texts.iter().all(|path| path.exists()) {
             return Ok(None);
         }
@@ -122,7 +128,8 @@ impl Pool {
             for units in 1..=file.documents().len() {
                 let units: Vec<_> = file.split(units)?.into_iter().map(|unit| (unit.start, unit.end)).collect();
                 let (name, tokens) = (name.clone(), Some(tokens.clone()));
-                let binding = Partition { name, tokens, units, adopted: Default::default(), filtered: None, bad_records: None };
+                let binding =
+                    Partition { name, tokens, units, adopted: Default::default(), filtered: None, bad_records: None };
                 let bytes = files::to_sealed_json(&binding)?;
                 if bytes.len() > left.len() {
                     break; // more units make longer bindings

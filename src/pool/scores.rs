@@ -220,8 +220,11 @@ fn open_locked(path: &Path, lock: bool) -> Result<File> {
 fn unflipped(bytes: &[u8]) -> Option<Vec<u8>> {
     let is_prefix = |prefix: &[u8]| prefix.starts_with(MAGIC) && checksum::<4>(&prefix[..12]) == prefix[12..];
     let prefix = bytes.first_chunk::<PREFIX>()?;
-    let prefix =
-        if is_prefix(prefix) { prefix.to_vec() } else { files::unflipped(prefix, is_prefix).unwrap_or(prefix.to_vec()) };
+    let prefix = if is_prefix(prefix) {
+        prefix.to_vec()
+    } else {
+        files::unflipped(prefix, is_prefix).unwrap_or(prefix.to_vec())
+    };
     let number = |at: usize| u32::from_le_bytes([prefix[at], prefix[at + 1], prefix[at + 2], prefix[at + 3]]) as usize;
     let length = PREFIX + number(4) + 8 * number(8) + HASH;
     let is_record = |bytes: &[u8]| matches!(decode(bytes), Decoded::Record(..));

@@ -67,9 +67,11 @@ impl Pool {
             )?;
         }
         for path in self.stored("evals", "json")? {
-            found.note(self.verify_binding(&path, |eval: &EvalBinding| (&eval.name, Some(&eval.tokens))), &path, || {
-                self.binding_repair(&path)
-            })?;
+            found.note(
+                self.verify_binding(&path, |eval: &EvalBinding| (&eval.name, Some(&eval.tokens))),
+                &path,
+                || self.binding_repair(&path),
+            )?;
         }
         for folder in files::list(&self.root.join("tokens"))? {
             found.note(verify_tokens(&folder, deep), &folder, || self.tokens_repair(&folder))?;

@@ -100,6 +100,7 @@ pub fn write_table(path: &Path, table: &Table) -> Result<()> {
         Format::Parquet => parquet_table::parquet(table)?,
         format => render_table(table, format)?.into_bytes(),
     };
+    files::sweep_for(path)?;
     files::publish(path, &bytes)
 }
 
