@@ -40,7 +40,7 @@ pub fn hash_file(path: &Path) -> Result<String> {
         match file.read(&mut buffer).map_err(Error::io("read", path))? {
             0 => return Ok(hasher.finalize().to_hex().to_string()),
             n => hash_on(&mut hasher, &buffer[..n]),
-        };
+        }
     }
 }
 

@@ -38,7 +38,7 @@ fn another_pool_is_brought_in_once() {
     assert_eq!(listing(&world.path("other")), theirs, "the other pool is only read");
     world.ok("verify --deep");
     let before = world.pool();
-    world.ok("import other");
+    world.ok("pool import other");
     assert_eq!(world.pool(), before, "an import again changes nothing");
     for (name, hash) in theirs
         .iter()

@@ -36,9 +36,10 @@ TOUR = [
     ("gc", "gc", None, ("register spare spare.txt", "train spare", "rm pool/partitions/spare.json")),
     ("verify", "verify --deep", None, ()),
     ("repair", "verify --deep --repair", None, ("flip pool/partitions/code.json", "flip pool/evals/test.json")),
+    ("import", "import other", None, ("copy pool other", "rm pool/partitions/math.json", "gc")),
 ]
 # What only some versions of the program can do: stage, the words of the command line, what `--help` of the first shows.
-OPTIONAL = {"gc": ("gc", "Usage:"), "repair": ("verify", "--repair")}
+OPTIONAL = {"gc": ("gc", "Usage:"), "import": ("import", "Usage:"), "repair": ("verify", "--repair")}
 SECONDS = {"seconds", "merge_seconds", "eval_seconds", "gradient_seconds", "checksum"}
 NOBODYS = {".claim", ".lock", ".lease"}  # locks and marks of who works: they mean nothing once nobody does
 
@@ -70,10 +71,12 @@ class World:
         return subprocess.Popen(self.command(line, *before), cwd=self.folder, **channels)
 
     def ok(self, line):
-        """Runs a command that must succeed, or does to the pool what is no command: removes or damages a file."""
+        """Runs a command that must succeed, or does what is no command: removes, copies or damages files."""
         verb, _, name = line.partition(" ")
         if verb == "rm":
             return (self.folder / name).unlink()
+        if verb == "copy":
+            return shutil.copytree(*(self.folder / part for part in name.split()), dirs_exist_ok=True)
         if verb == "flip":
             path = self.folder / name
             whole = bytearray(path.read_bytes())

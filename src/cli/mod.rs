@@ -72,7 +72,15 @@ struct Global {
     /// No progress on stderr
     #[arg(short, long, global = true)]
     quiet: bool,
-    /// Hash models and tokens when they are first opened, and refuse what is damaged; MIXPOOL_VERIFY_ON_LOAD=1 does the same
+    #[command(flatten)]
+    care: Care,
+}
+
+/// How careful the whole process is.
+#[derive(Args)]
+#[command(next_help_heading = "Global options")]
+struct Care {
+    /// Hash models and tokens when they are first opened, and refuse what is damaged; `MIXPOOL_VERIFY_ON_LOAD=1` does the same
     #[arg(long, global = true)]
     verify_on_load: bool,
     /// Read files instead of mapping them, as is done on file systems that hosts share: takes memory for every model
@@ -83,8 +91,7 @@ struct Global {
     ignore_limits: bool,
 }
 
-impl Global {
-    /// What holds for the whole process.
+impl Care {
     fn apply(&self) -> Result<()> {
         let set = std::env::var_os("MIXPOOL_VERIFY_ON_LOAD").is_some_and(|value| !value.is_empty() && value != "0");
         if self.verify_on_load || set {
@@ -130,6 +137,8 @@ enum Command {
     Verify(show::Verify),
     Gc(store::Gc),
     Import(store::Import),
+    #[command(subcommand, hide = true)]
+    Pool(store::OfPool),
 }
 
 /// What every command works with.
@@ -222,7 +231,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    cli.global.apply()?;
+    cli.global.care.apply()?;
     let Global { pool, device, threads, format, quiet, .. } = cli.global;
     check_device(&device)?;
     if threads == Some(0) {
@@ -258,7 +267,7 @@ fn dispatch(command: Command, session: &Session) -> Result<()> {
         Command::Show(command) => command.run(session),
         Command::Verify(command) => command.run(session),
         Command::Gc(command) => command.run(session),
-        Command::Import(command) => command.run(session),
+        Command::Import(command) | Command::Pool(store::OfPool::Import(command)) => command.run(session),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::estimators::outdated;
 use crate::pool::Pool;
 use crate::report::render;
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -49,6 +49,12 @@ impl Gc {
         session.observer_note(&format!("{n} thing(s), {bytes} bytes {done}"));
         Ok(())
     }
+}
+
+/// `import` under its long name, `pool import`.
+#[derive(Subcommand)]
+pub(super) enum OfPool {
+    Import(Import),
 }
 
 /// Bring in what another pool holds

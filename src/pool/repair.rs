@@ -11,6 +11,7 @@ use crate::files;
 use crate::mixture::{Mixture, Notation};
 use crate::progress::Observer;
 use crate::text::{Reading, TokenFile, Tokenizer};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A damaged binding differs from what it was in at most as many bytes; two bindings differ in more.
@@ -129,7 +130,7 @@ impl Pool {
                 let units: Vec<_> = file.split(units)?.into_iter().map(|unit| (unit.start, unit.end)).collect();
                 let (name, tokens) = (name.clone(), Some(tokens.clone()));
                 let binding =
-                    Partition { name, tokens, units, adopted: Default::default(), filtered: None, bad_records: None };
+                    Partition { name, tokens, units, adopted: BTreeMap::new(), filtered: None, bad_records: None };
                 let bytes = files::to_sealed_json(&binding)?;
                 if bytes.len() > left.len() {
                     break; // more units make longer bindings
@@ -253,7 +254,7 @@ fn aside(root: &Path, path: &Path) -> Result<PathBuf> {
         0 => folder.join(&place),
         _ => folder.join(format!("{place}.{number}")),
     };
-    let free = (0..).map(named).find(|path| !path.exists());
+    let free = (0..u32::MAX).map(named).find(|path| !path.exists());
     free.ok_or_else(|| Error::Usage(format!("'{}' is full", folder.display())))
 }
 

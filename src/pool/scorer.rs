@@ -322,12 +322,11 @@ impl Scorer<'_> {
     /// Lets `write` overwrite the parameters of the model; returns the seconds it took.
     fn set(&mut self, write: impl FnOnce(&mut Checkpoints, &mut [f32]) -> Result<()>) -> Result<f64> {
         let Settings { model, window, .. } = &self.pool.settings;
-        let evaluator = match &mut self.evaluator {
-            Some(evaluator) => evaluator,
-            None => {
-                self.pool.refuse_impossible_scoring()?;
-                self.evaluator.insert(Evaluator::new(model, &self.pool.layout, *window)?)
-            }
+        let evaluator = if let Some(evaluator) = &mut self.evaluator {
+            evaluator
+        } else {
+            self.pool.refuse_impossible_scoring()?;
+            self.evaluator.insert(Evaluator::new(model, &self.pool.layout, *window)?)
         };
         let start = Instant::now();
         evaluator.set(|out| write(&mut self.open, out))?;
