@@ -12,6 +12,7 @@ mod along;
 mod attention;
 mod bias;
 mod cross_entropy;
+mod device;
 mod embedding;
 mod fused;
 mod gelu;
@@ -34,6 +35,7 @@ pub use attention::{Heads, attention, attention_backward};
 pub use bias::{add_bias, bias_backward};
 pub(crate) use cross_entropy::cross_entropy_backward_seen;
 pub use cross_entropy::{cross_entropy, cross_entropy_backward, log_odds, log_odds_backward};
+pub use device::{Compute, Precision, weighted_sums_on_device};
 pub use embedding::{embedding, embedding_backward, select_rows, select_rows_backward};
 pub use fused::{Turns, join_fused, split_fused};
 pub use gelu::{Gelu, gelu, gelu_backward};
@@ -56,13 +58,19 @@ use std::ops::{Deref, Range};
 
 use crate::error::{Error, Result};
 
-/// How an operator may use the machine. The numbers it computes are the same either way.
+/// How an operator may use the machine. The numbers it computes on the processor are the same either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exec {
     /// Split the work over the current rayon pool: one large batch at a time, as in training.
     Split,
     /// Stay on the calling thread: many small batches side by side, as in scoring.
     Alone,
+    /// Launch kernels on the device where the tensors lie, or their emulation where that is the CPU. Results are near those of
+    /// the processor, not the same.
+    Device {
+        /// Whether products of f32 may round their operands to TF32.
+        tf32: bool,
+    },
 }
 
 /// Rows handled by one task; fixed, so that sums over rows are the same for any number of threads.
@@ -146,7 +154,7 @@ pub fn add_assign(exec: Exec, target: &Tensor, source: &Tensor) -> Result<()> {
 pub(crate) fn for_blocks(exec: Exec, out: &mut [f32], length: usize, each: impl Fn(usize, &mut [f32]) + Sync) {
     match exec {
         Exec::Split => out.par_chunks_mut(length).enumerate().for_each(|(i, block)| each(i, block)),
-        Exec::Alone => out.chunks_mut(length).enumerate().for_each(|(i, block)| each(i, block)),
+        _ => out.chunks_mut(length).enumerate().for_each(|(i, block)| each(i, block)),
     }
 }
 
@@ -154,7 +162,7 @@ pub(crate) fn for_blocks(exec: Exec, out: &mut [f32], length: usize, each: impl 
 pub(crate) fn for_each<T: Send>(exec: Exec, items: Vec<T>, each: impl Fn(usize, T) + Sync) {
     match exec {
         Exec::Split => items.into_par_iter().enumerate().for_each(|(i, item)| each(i, item)),
-        Exec::Alone => items.into_iter().enumerate().for_each(|(i, item)| each(i, item)),
+        _ => items.into_iter().enumerate().for_each(|(i, item)| each(i, item)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! RMS norm: rows divided by their root mean square, and the gradient.
 
+use super::device::{self, NormKind};
 use super::{Exec, ROW_BLOCK, for_blocks, modify, simd, tensor, values};
 use crate::error::Result;
 use candle_core::Tensor;
@@ -9,6 +10,9 @@ use candle_core::Tensor;
 /// # Shapes
 /// `x: [n, d]`, `weight: [d]` → `[n, d]`.
 pub fn rms_norm(exec: Exec, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::norm(NormKind::Rms, x, None, weight, None, eps);
+    }
     let (n, width) = x.dims2()?;
     let (x, weight) = (values(x)?, values(weight)?);
     let mut y = vec![0f32; n * width];
@@ -44,6 +48,9 @@ pub fn rms_norm_backward(
     dx: Option<Tensor>,
     dweight: &Tensor,
 ) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::norm_backward(NormKind::Rms, x, weight, eps, dy, dx, dweight);
+    }
     let (n, width) = x.dims2()?;
     let (x, weight, dy) = (values(x)?, values(weight)?, values(dy)?);
     let dx = dx.map_or_else(|| tensor(vec![0f32; n * width], n, width), Ok)?;

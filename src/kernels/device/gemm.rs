@@ -1,0 +1,73 @@
+//! Gemm: matrix products of f32 or bf16 with sums in f32.
+
+use super::unavailable;
+use crate::error::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+
+/// A matrix in a product, as it lies or transposed.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand<'a> {
+    pub(super) tensor: &'a Tensor,
+    pub(super) transposed: bool,
+}
+
+impl<'a> Operand<'a> {
+    /// The matrix as it lies.
+    pub(crate) fn plain(tensor: &'a Tensor) -> Self {
+        Self { tensor, transposed: false }
+    }
+
+    /// Its transpose; nothing moves.
+    pub(crate) fn transposed(tensor: &'a Tensor) -> Self {
+        Self { tensor, transposed: true }
+    }
+
+    fn dims(&self) -> Result<(usize, usize)> {
+        let (rows, columns) = self.tensor.dims2()?;
+        Ok(if self.transposed { (columns, rows) } else { (rows, columns) })
+    }
+}
+
+/// A product whose shapes agree: `[rows, inner]` times `[inner, columns]`.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(any(feature = "cuda", feature = "cuda-emulation")), allow(dead_code))]
+pub(super) struct Product<'a> {
+    pub(super) a: Operand<'a>,
+    pub(super) b: Operand<'a>,
+    pub(super) out: &'a Tensor,
+    pub(super) accumulate: bool,
+    pub(super) tf32: bool,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) inner: usize,
+}
+
+/// `out = a b`, or `out += a b`. Both factors are of one type; sums are carried in f32 and rounded to the type of `out` once.
+/// With `tf32`, f32 factors may be rounded to 10 bits of fraction.
+///
+/// # Errors
+/// [`Error::Mismatch`] when the shapes or types do not agree.
+pub(crate) fn gemm(tf32: bool, out: &Tensor, accumulate: bool, a: Operand<'_>, b: Operand<'_>) -> Result<()> {
+    let ((rows, inner), (b_rows, columns)) = (a.dims()?, b.dims()?);
+    let wanted = (out.dims2()?, b_rows, b.tensor.dtype());
+    let types =
+        matches!((a.tensor.dtype(), out.dtype()), (DType::F32 | DType::BF16, DType::F32) | (DType::BF16, DType::BF16));
+    if wanted != ((rows, columns), inner, a.tensor.dtype()) || !types {
+        let shapes = [a.tensor, b.tensor, out].map(|tensor| format!("{:?} {:?}", tensor.dtype(), tensor.dims()));
+        return Err(Error::Mismatch { what: "operands of a matrix product".into(), differences: shapes.join(", ") });
+    }
+    if rows == 0 || columns == 0 {
+        return Ok(());
+    }
+    let product = Product { a, b, out, accumulate, tf32, rows, columns, inner };
+    match out.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => super::cuda::gemm(device, &product),
+        #[cfg(feature = "cuda-emulation")]
+        Device::Cpu => super::emulated::gemm(&product),
+        _ => {
+            let _ = (product, Device::Cpu);
+            Err(unavailable("a matrix product"))
+        }
+    }
+}
