@@ -3,11 +3,14 @@
 use crate::error::{Error, Result};
 use crate::kernels::Exec;
 use candle_core::{DType, Device};
+use serde::{Deserialize, Serialize};
 
 /// In what precision a GPU computes. Parameters, moments and gradients are f32 whatever it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Single precision throughout: within 1e-5 nats of the CPU.
+    #[default]
     F32,
     /// Single precision whose matrix products round their operands to TF32 (10 bits of fraction).
     Tf32,
@@ -52,6 +55,12 @@ impl Compute {
             return Ok(Self::on_device(precision));
         }
         Err(Error::Usage("this program was built without the emulation: --features cuda-emulation".into()))
+    }
+
+    /// The same device in another precision.
+    #[must_use]
+    pub fn in_precision(&self, precision: Precision) -> Self {
+        if self.is_queued() { Self { device: self.device.clone(), ..Self::on_device(precision) } } else { self.clone() }
     }
 
     fn on_device(precision: Precision) -> Self {

@@ -4,18 +4,24 @@
 //! operators of the files beside this one say which kernel takes what; they are the same for a GPU and for the emulation.
 //! A tensor on the processor is taken by the emulation, one on a GPU by CUDA.
 
+mod choice;
 mod compute;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod driver;
 #[cfg(feature = "cuda-emulation")]
 mod emulated;
 mod gemm;
 mod norm;
+mod streamed;
 mod weighted_sum;
 
+pub use choice::{DeviceChoice, DeviceMemory};
 pub use compute::{Compute, Precision};
 pub(crate) use gemm::{Operand, gemm};
 pub(super) use norm::{NormKind, norm, norm_backward};
+pub use streamed::{Source, StreamedSums};
 pub use weighted_sum::weighted_sums_on_device;
 
 use super::contiguous;

@@ -30,16 +30,15 @@ pub fn weighted_sums_on_device(outs: &[Tensor], weights: &[Vec<f64>], members: &
         let differences = format!("{} candidates of {} members, {n} values", outs.len(), members.len());
         return Err(Error::Mismatch { what: "operands of a weighted sum".into(), differences });
     }
-    let device = first.device();
-    let types = members.iter().map(|member| match member.dtype() {
-        DType::F32 => Ok(0),
-        DType::BF16 => Ok(1),
-        DType::F16 => Ok(2),
-        _ => Err(super::super::unsupported("members of f32, bf16 or f16")),
-    });
-    let types = upload(types.collect::<Result<Vec<u32>>>()?, device)?;
-    let member_places = addresses(members, read)?;
-    let member_places = Tensor::new(member_places, device)?;
+    let types = members.iter().map(|member| number_of(member.dtype())).collect::<Result<_>>()?;
+    sums_of(outs, weights, addresses(members, read)?, types)
+}
+
+/// As [`weighted_sums_on_device`], of members that lie at addresses on the device, with the numbers of their types.
+pub(super) fn sums_of(outs: &[Tensor], weights: &[Vec<f64>], members: Vec<i64>, types: Vec<u32>) -> Result<()> {
+    let Some(first) = outs.first() else { return Ok(()) };
+    let (n, device, k) = (first.elem_count(), first.device(), members.len());
+    let (types, members) = (upload(types, device)?, Tensor::new(members, device)?);
     let mut rest = (outs, weights);
     while !rest.0.is_empty() {
         let together = if rest.0.len() >= 4 { 4 } else { rest.0.len().min(2) };
@@ -52,20 +51,23 @@ pub fn weighted_sums_on_device(outs: &[Tensor], weights: &[Vec<f64>], members: &
             device,
             &format!("weighted_sum_{together}_{}", suffix(first.dtype())?),
             Grid::over(n.div_ceil(VALUES), THREADS),
-            &[
-                read(&places)?,
-                read(&member_places)?,
-                read(&types)?,
-                read(&weights)?,
-                int(members.len())?,
-                Argument::Long(n as i64),
-            ],
+            &[read(&places)?, read(&members)?, read(&types)?, read(&weights)?, int(k)?, Argument::Long(n as i64)],
         )?;
     }
     Ok(())
 }
 
-fn addresses(tensors: &[Tensor], of: impl Fn(&Tensor) -> Result<Argument>) -> Result<Vec<i64>> {
+/// What the kernel calls a type.
+pub(super) fn number_of(dtype: DType) -> Result<u32> {
+    match dtype {
+        DType::F32 => Ok(0),
+        DType::BF16 => Ok(1),
+        DType::F16 => Ok(2),
+        _ => Err(super::super::unsupported("members of f32, bf16 or f16")),
+    }
+}
+
+pub(super) fn addresses(tensors: &[Tensor], of: impl Fn(&Tensor) -> Result<Argument>) -> Result<Vec<i64>> {
     let address = |tensor| match of(tensor)? {
         Argument::Address(address) => Ok(address.cast_signed()),
         _ => Err(super::super::unsupported("a tensor with an address")),
