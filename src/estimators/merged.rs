@@ -173,8 +173,11 @@ pub fn score_all(
     what: &str,
     observer: &dyn Observer,
 ) -> Result<Vec<Vec<Scored>>> {
-    let missing = merges.iter().filter(|(_, members)| !scorer.is_cached(members)).count();
-    in_turns(merges, missing, what, observer, |(label, members)| scorer.try_score_as(members, label, kind, observer))
+    let missing: Vec<Vec<Member>> =
+        merges.iter().map(|(_, members)| members).filter(|members| !scorer.is_cached(members)).cloned().collect();
+    let n_missing = missing.len();
+    scorer.expect(missing.into_iter());
+    in_turns(merges, n_missing, what, observer, |(label, members)| scorer.try_score_as(members, label, kind, observer))
 }
 
 /// Scores one item after the other with progress over those that are `missing` from the store. Items that another process is

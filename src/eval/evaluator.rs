@@ -116,6 +116,26 @@ impl Evaluator {
         Ok(Self { config: config.clone(), layout: layout.clone(), length, flat, model })
     }
 
+    /// Shim.
+    pub fn on(_: &crate::kernels::Compute, config: &ModelConfig, layout: &Layout, length: usize) -> Result<Self> {
+        Self::new(config, layout, length)
+    }
+
+    /// Shim.
+    pub fn parameters(&self) -> &Tensor {
+        &self.flat
+    }
+
+    /// Shim.
+    pub fn pass_tokens(&self) -> usize {
+        0
+    }
+
+    /// Shim.
+    pub fn set_pass_tokens(&mut self, _: usize) -> bool {
+        false
+    }
+
     /// Lets `write` overwrite the parameters, in the order of the layout.
     pub fn set(&self, write: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
         rewrite(&self.flat, write)

@@ -80,6 +80,17 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// Shim.
+    pub fn on(
+        _: &crate::kernels::Compute,
+        model: &ModelConfig,
+        layout: &'a Layout,
+        config: &'a TrainConfig,
+        state: State,
+    ) -> Result<Self> {
+        Self::new(model, layout, config, state)
+    }
+
     /// Runs to the end of the schedule. `save` is called with the state every `save_every` seconds of work, and before
     /// a stop that the observer asked for.
     ///

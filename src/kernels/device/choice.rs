@@ -56,7 +56,11 @@ impl DeviceChoice {
                 match number {
                     Some(number) if number >= count => Err(Error::Usage(format!(
                         "'--device {self}': this machine has {}; use --device cuda or leave it out",
-                        if count == 1 { "one GPU, cuda:0".into() } else { format!("{count} GPUs, cuda:0 to cuda:{}", count - 1) }
+                        if count == 1 {
+                            "one GPU, cuda:0".into()
+                        } else {
+                            format!("{count} GPUs, cuda:0 to cuda:{}", count - 1)
+                        }
                     ))),
                     Some(_) => Ok(vec![self]),
                     None => Ok((0..count).map(|number| Self::Cuda(Some(number))).collect()),

@@ -5,7 +5,9 @@ use super::choice::DeviceMemory;
 use crate::error::{Error, Result};
 use candle_core::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::sys::{self, CUmemPool_attribute, CUresult};
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, PinnedHostSlice, result};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaEvent, CudaStream, DriverError, PinnedHostSlice, result,
+};
 use std::sync::Arc;
 
 /// The oldest generation with bf16 in its matrix units: Ampere.
@@ -18,7 +20,9 @@ fn failed(error: DriverError) -> Error {
 /// How many GPUs the driver knows; at least one.
 pub(super) fn count() -> Result<usize> {
     let none = |why: String| {
-        Error::Usage(format!("no NVIDIA GPU can be used ({why}); see whether 'nvidia-smi' lists one, or use --device cpu"))
+        Error::Usage(format!(
+            "no NVIDIA GPU can be used ({why}); see whether 'nvidia-smi' lists one, or use --device cpu"
+        ))
     };
     result::init().map_err(|error| none(worded(&error)))?;
     match result::device::get_count() {
@@ -31,7 +35,9 @@ pub(super) fn count() -> Result<usize> {
 fn worded(error: &DriverError) -> String {
     match error.0 {
         CUresult::CUDA_ERROR_NO_DEVICE => "no driver or no device".into(),
-        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => "the driver in the kernel and its library are of different versions".into(),
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
+            "the driver in the kernel and its library are of different versions".into()
+        }
         other => format!("the driver says {other:?}"),
     }
 }
@@ -46,7 +52,9 @@ pub(super) fn check(device: &CudaDevice) -> Result<()> {
             name(device)
         )));
     }
-    let Err(error) = device.get_or_load_custom_func("add_partials", "mixpool", super::cuda::KERNELS) else { return Ok(()) };
+    let Err(error) = device.get_or_load_custom_func("add_partials", "mixpool", super::cuda::KERNELS) else {
+        return Ok(());
+    };
     let said = error.to_string();
     if ["UNSUPPORTED_PTX", "INVALID_PTX", "NO_BINARY_FOR_GPU"].iter().any(|code| said.contains(code)) {
         let version = super::cuda::KERNELS.lines().find_map(|line| line.strip_prefix(".version ")).unwrap_or("unknown");
@@ -114,7 +122,13 @@ impl Copier {
 
     /// Lets `fill` write buffer `slot` and begins to copy its first `length` bytes to `address`, memory that no kernel in the
     /// queue before the last [`Copier::release`] of this slot still reads. What is queued on the device from now on waits for it.
-    pub(super) fn send(&mut self, slot: usize, length: usize, address: u64, fill: impl FnOnce(&mut [u8])) -> Result<()> {
+    pub(super) fn send(
+        &mut self,
+        slot: usize,
+        length: usize,
+        address: u64,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<()> {
         self.copied[slot].synchronize().map_err(failed)?; // the buffer's last copy
         let buffer = &mut self.pinned[slot].as_mut_slice().map_err(failed)?[..length];
         fill(buffer);

@@ -68,7 +68,8 @@ impl StreamedSums {
             let differences = format!("{} candidates of {} members, {n} values", outs.len(), members.len());
             return Err(Error::Mismatch { what: "operands of a weighted sum".into(), differences });
         }
-        let used: Vec<usize> = (0..members.len()).filter(|i| weights.iter().any(|weights| weights[*i] != 0.0)).collect();
+        let used: Vec<usize> =
+            (0..members.len()).filter(|i| weights.iter().any(|weights| weights[*i] != 0.0)).collect();
         let used = if used.is_empty() { vec![0] } else { used };
         let weights: Vec<Vec<f64>> =
             weights.iter().map(|weights| used.iter().map(|index| weights[*index]).collect()).collect();
@@ -79,7 +80,11 @@ impl StreamedSums {
             let width: usize = members.iter().zip(&types).map(|(member, dtype)| host_width(member, *dtype)).sum();
             let length = if width == 0 { end - start } else { self.bytes / width / STEP * STEP };
             if length == 0 {
-                return Err(Error::Usage(format!("{} members do not pass through {} bytes", members.len(), self.bytes)));
+                return Err(Error::Usage(format!(
+                    "{} members do not pass through {} bytes",
+                    members.len(),
+                    self.bytes
+                )));
             }
             while start < end {
                 let length = length.min(end - start);
@@ -231,7 +236,12 @@ fn ends_of_runs(members: &[&Source<'_>], n: usize) -> Vec<usize> {
 }
 
 /// The copies that bring `length` values from `start` on into `target`.
-fn portions<'t, 'f>(mut target: &'t mut [u8], parts: &[Floats<'f>], start: usize, length: usize) -> Vec<(&'t mut [u8], &'f [u8])> {
+fn portions<'t, 'f>(
+    mut target: &'t mut [u8],
+    parts: &[Floats<'f>],
+    start: usize,
+    length: usize,
+) -> Vec<(&'t mut [u8], &'f [u8])> {
     let mut copies = Vec::new();
     let mut begin = 0; // of the part
     for part in parts {
