@@ -22,7 +22,7 @@ mod ptx {
     const OLDEST: u32 = 80;
 
     /// Compiles all kernels to PTX, which the driver turns into code of the GPU it finds.
-    pub fn compile() {
+    pub(super) fn compile() {
         for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_COMPUTE_CAP", "PATH"] {
             println!("cargo::rerun-if-env-changed={variable}");
         }
@@ -60,7 +60,7 @@ mod ptx {
 #[cfg(feature = "cuda-emulation")]
 mod emulation {
     /// Compiles all kernels for this processor, with the emulator that launches them.
-    pub fn compile() {
+    pub(super) fn compile() {
         cc::Build::new()
             .cpp(true)
             .std("c++17")

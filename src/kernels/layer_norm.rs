@@ -1,5 +1,6 @@
 //! Layer norm: rows shifted to mean 0 and scaled to variance 1, then gain and bias; and the gradient.
 
+use super::device::{self, NormKind};
 use super::{Exec, ROW_BLOCK, for_blocks, modify, simd, tensor, values};
 use crate::error::Result;
 use candle_core::Tensor;
@@ -9,6 +10,9 @@ use candle_core::Tensor;
 /// # Shapes
 /// `x: [n, d]`, `gain, bias: [d]` → `[n, d]`.
 pub fn layer_norm(exec: Exec, x: &Tensor, gain: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::norm(NormKind::Layer, x, None, gain, Some(bias), eps);
+    }
     let (n, width) = x.dims2()?;
     let (x, gain, bias) = (values(x)?, values(gain)?, values(bias)?);
     let mut y = vec![0f32; n * width];
@@ -46,6 +50,9 @@ pub fn layer_norm_backward(
     dx: Option<Tensor>,
     dgain: &Tensor,
 ) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::norm_backward(NormKind::Layer, x, gain, eps, dy, dx, dgain);
+    }
     let (n, width) = x.dims2()?;
     let (x, gain, dy) = (values(x)?, values(gain)?, values(dy)?);
     let dx = dx.map_or_else(|| tensor(vec![0f32; n * width], n, width), Ok)?;

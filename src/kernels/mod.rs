@@ -33,9 +33,10 @@ pub use adamw::{AdamW, adamw_direction, adamw_step, preconditioner, sum_of_squar
 pub use along::{Along, Directions};
 pub use attention::{Heads, attention, attention_backward};
 pub use bias::{add_bias, bias_backward};
-pub(crate) use cross_entropy::cross_entropy_backward_seen;
 pub use cross_entropy::{cross_entropy, cross_entropy_backward, log_odds, log_odds_backward};
+pub(crate) use cross_entropy::{cross_entropy_backward_queued, cross_entropy_backward_seen, cross_entropy_queued};
 pub use device::{Compute, DeviceChoice, DeviceMemory, Precision, Source, StreamedSums, weighted_sums_on_device};
+pub(crate) use device::{DeviceAdamW, add_sum, fill_zero as fill_zero_queued};
 pub use embedding::{embedding, embedding_backward, select_rows, select_rows_backward};
 pub use fused::{Turns, join_fused, split_fused};
 pub use gelu::{Gelu, gelu, gelu_backward};
@@ -47,7 +48,7 @@ pub use low_rank::{LowRankFactors, add_low_rank};
 pub(crate) use matmul::{Into, Matrix, MatrixMut, matmul};
 pub use projection::Projection;
 pub use rms_norm::{rms_norm, rms_norm_backward};
-pub use rope::{RopeTable, rope, rope_frequencies};
+pub use rope::{RopeTable, rope, rope_both, rope_frequencies};
 pub use swiglu::{swiglu, swiglu_backward};
 pub use weighted_sum::{Floats, Members, weighted_sum, weighted_sums};
 
@@ -138,6 +139,9 @@ pub(crate) fn tensor(values: Vec<f32>, rows: usize, columns: usize) -> Result<Te
 
 /// Adds `source` to `target` in place; both of one shape.
 pub fn add_assign(exec: Exec, target: &Tensor, source: &Tensor) -> Result<()> {
+    if let Exec::Device { .. } = exec {
+        return device::add(target, source);
+    }
     let source = values(source)?;
     modify(target, |target| {
         for_blocks(exec, target, 1 << 14, |block, target| {

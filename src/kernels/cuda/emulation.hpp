@@ -89,6 +89,7 @@ template <auto F> void invoke(void** arguments) { call<F>(F, arguments, indices(
 inline void __syncthreads() { emulation::wait_for_block(); }
 inline void __syncwarp(unsigned = 0xffffffffu) { emulation::wait_for_warp(); }
 inline void __threadfence() {}
+template <typename T> inline T __ldcg(const T* at) { return *at; }
 
 template <typename T> inline T __shfl_xor_sync(unsigned, T value, int mask) {
     return emulation::Exchange<T>(value).of(emulation::lane() ^ mask);

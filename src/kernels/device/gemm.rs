@@ -30,7 +30,7 @@ impl<'a> Operand<'a> {
 
 /// A product whose shapes agree: `[rows, inner]` times `[inner, columns]`.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(any(feature = "cuda", feature = "cuda-emulation")), allow(dead_code))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // read where products run
 pub(super) struct Product<'a> {
     pub(super) a: Operand<'a>,
     pub(super) b: Operand<'a>,
@@ -40,6 +40,15 @@ pub(super) struct Product<'a> {
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) inner: usize,
+}
+
+/// Adds `a b` to `sum`, or to a new tensor of the factors' type; returns it.
+pub(crate) fn product(tf32: bool, a: Operand<'_>, b: Operand<'_>, sum: Option<Tensor>) -> Result<Tensor> {
+    let accumulate = sum.is_some();
+    let shape = (a.dims()?.0, b.dims()?.1);
+    let out = sum.map_or_else(|| super::empty_like(shape, a.tensor), Ok)?;
+    gemm(tf32, &out, accumulate, a, b)?;
+    Ok(out)
 }
 
 /// `out = a b`, or `out += a b`. Both factors are of one type; sums are carried in f32 and rounded to the type of `out` once.

@@ -4,23 +4,35 @@
 //! operators of the files beside this one say which kernel takes what; they are the same for a GPU and for the emulation.
 //! A tensor on the processor is taken by the emulation, one on a GPU by CUDA.
 
+mod adamw;
+mod attention;
 mod choice;
 mod compute;
+mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
 mod driver;
+mod elementwise;
 #[cfg(feature = "cuda-emulation")]
 mod emulated;
 mod gemm;
 mod norm;
+mod places;
+mod rows;
 mod streamed;
 mod weighted_sum;
 
+pub(crate) use adamw::DeviceAdamW;
+pub(super) use attention::{attention, attention_backward};
 pub use choice::{DeviceChoice, DeviceMemory};
 pub use compute::{Compute, Precision};
-pub(crate) use gemm::{Operand, gemm};
-pub(super) use norm::{NormKind, norm, norm_backward};
+pub(crate) use cross_entropy::{add_sum, cross_entropy, cross_entropy_backward};
+pub(crate) use elementwise::fill_zero;
+pub(super) use elementwise::{add, gelu, swiglu, swiglu_backward};
+pub(super) use gemm::{Operand, gemm, product};
+pub(super) use norm::{NormKind, column_sums, norm, norm_backward};
+pub(super) use rows::{add_by_id, gather, join_fused, rope, scatter, split_fused, table};
 pub use streamed::{Source, StreamedSums};
 pub use weighted_sum::weighted_sums_on_device;
 
