@@ -52,7 +52,7 @@ impl DeviceChoice {
         match self {
             Self::Cpu => Ok(vec![self]),
             Self::Cuda(number) => {
-                let count = gpus()?;
+                let count = gpus(self)?;
                 match number {
                     Some(number) if number >= count => Err(Error::Usage(format!(
                         "'--device {self}': this machine has {}; use --device cuda or leave it out",
@@ -101,15 +101,14 @@ impl DeviceChoice {
 }
 
 /// How many GPUs there are; at least one.
-fn gpus() -> Result<usize> {
+fn gpus(asked: DeviceChoice) -> Result<usize> {
     #[cfg(feature = "cuda")]
-    return super::driver::count();
+    return super::driver::count(asked);
     #[cfg(not(feature = "cuda"))]
-    Err(Error::Usage(
-        "this mixpool was built without CUDA: build it with 'cargo build --release --features cuda' (needs a CUDA toolkit), \
-         or use --device cpu"
-            .into(),
-    ))
+    Err(Error::Usage(format!(
+        "'--device {asked}': this mixpool was built without CUDA; build it with 'cargo build --release --features cuda' (needs a \
+         CUDA toolkit), or use --device cpu"
+    )))
 }
 
 /// A device that was opened, once it is known that it runs our kernels.

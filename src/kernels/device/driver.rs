@@ -1,7 +1,7 @@
 //! Driver: what NVIDIA's driver says of its GPUs, whether it takes our kernels, and copies that run beside them.
 #![allow(unsafe_code)] // attributes of the allocator, pinned memory, copies by address
 
-use super::choice::DeviceMemory;
+use super::choice::{DeviceChoice, DeviceMemory};
 use crate::error::{Error, Result};
 use candle_core::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::sys::{self, CUmemPool_attribute, CUresult};
@@ -18,10 +18,10 @@ fn failed(error: DriverError) -> Error {
 }
 
 /// How many GPUs the driver knows; at least one.
-pub(super) fn count() -> Result<usize> {
+pub(super) fn count(asked: DeviceChoice) -> Result<usize> {
     let none = |why: String| {
         Error::Usage(format!(
-            "no NVIDIA GPU can be used ({why}); see whether 'nvidia-smi' lists one, or use --device cpu"
+            "'--device {asked}': no NVIDIA GPU can be used ({why}); see whether 'nvidia-smi' lists one, or use --device cpu"
         ))
     };
     result::init().map_err(|error| none(worded(&error)))?;
