@@ -120,6 +120,23 @@ fn layer_norm_is_its_twin() {
 }
 
 #[test]
+fn norms_of_sums_are_their_twins() {
+    each_type(|dtype, tolerance| {
+        for (n, width) in [(3, 5), (70, 64)] {
+            let (x, added) = (random("x", n, width, dtype), random("added", n, width, dtype));
+            let [gain, bias] = ["gain", "bias"].map(|name| random(name, 1, width, dtype).flatten_all().unwrap());
+            let tolerance = 2.0 * tolerance; // the sum is rounded, and its norm
+            compare(&[&x, &added, &gain, &bias], tolerance, &format!("norm of a sum in {dtype:?}"), |exec, t| {
+                let other = t[0].copy()?;
+                let rms = kernels::rms_norm_of_sum(exec, &t[0], &t[1], &t[2], 1e-5)?;
+                let layer = kernels::layer_norm_of_sum(exec, &other, &t[1], &t[2], &t[3], 1e-5)?;
+                Ok(vec![rms, t[0].clone(), layer, other])
+            });
+        }
+    });
+}
+
+#[test]
 fn biases_and_sums_are_their_twins() {
     each_type(|dtype, tolerance| {
         for (n, width) in [(1, 1), (70, 37), (4200, 64)] {

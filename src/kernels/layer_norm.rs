@@ -1,7 +1,7 @@
 //! Layer norm: rows shifted to mean 0 and scaled to variance 1, then gain and bias; and the gradient.
 
 use super::device::{self, NormKind};
-use super::{Exec, ROW_BLOCK, for_blocks, modify, simd, tensor, values};
+use super::{Exec, ROW_BLOCK, add_assign, for_blocks, modify, simd, tensor, values};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -31,6 +31,25 @@ pub fn layer_norm(exec: Exec, x: &Tensor, gain: &Tensor, bias: &Tensor, eps: f32
         );
     });
     tensor(y, n, width)
+}
+
+/// Adds `added` to `x` in place, and [`layer_norm`] of the sum: one launch on a device.
+///
+/// # Shapes
+/// `x, added: [n, d]`, `gain, bias: [d]` → `[n, d]`.
+pub fn layer_norm_of_sum(
+    exec: Exec,
+    x: &Tensor,
+    added: &Tensor,
+    gain: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::norm(NormKind::Layer, x, Some(added), gain, Some(bias), eps);
+    }
+    add_assign(exec, x, added)?;
+    layer_norm(exec, x, gain, bias, eps)
 }
 
 /// Adds the gradients to `dx` (a new tensor when `None`) and `dgain`; returns `dx`. That of the bias is

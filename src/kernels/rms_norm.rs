@@ -1,7 +1,7 @@
 //! RMS norm: rows divided by their root mean square, and the gradient.
 
 use super::device::{self, NormKind};
-use super::{Exec, ROW_BLOCK, for_blocks, modify, simd, tensor, values};
+use super::{Exec, ROW_BLOCK, add_assign, for_blocks, modify, simd, tensor, values};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -31,6 +31,18 @@ pub fn rms_norm(exec: Exec, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Ten
         );
     });
     tensor(y, n, width)
+}
+
+/// Adds `added` to `x` in place, and [`rms_norm`] of the sum: one launch on a device.
+///
+/// # Shapes
+/// `x, added: [n, d]`, `weight: [d]` → `[n, d]`.
+pub fn rms_norm_of_sum(exec: Exec, x: &Tensor, added: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::norm(NormKind::Rms, x, Some(added), weight, None, eps);
+    }
+    add_assign(exec, x, added)?;
+    rms_norm(exec, x, weight, eps)
 }
 
 /// Adds the gradients to `dx` (a new tensor when `None`) and `dweight`; returns `dx`.

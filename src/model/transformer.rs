@@ -10,7 +10,8 @@ use super::{Layout, ModelConfig, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::{
     Exec, RopeTable, add_assign, add_bias, conv1d, cross_entropy, cross_entropy_backward_queued, cross_entropy_queued,
-    embedding, layer_norm, linear, log_odds_backward, rms_norm, select_rows, select_rows_backward,
+    embedding, layer_norm, layer_norm_of_sum, linear, log_odds_backward, rms_norm, rms_norm_of_sum, select_rows,
+    select_rows_backward,
 };
 use candle_core::Tensor;
 
@@ -230,6 +231,14 @@ impl Transformer {
         match &w.bias {
             Some(bias) => layer_norm(self.exec, x, &w.gain, bias, self.eps()),
             None => rms_norm(self.exec, x, &w.gain, self.eps()),
+        }
+    }
+
+    /// Adds `added` to `x` in place, and norms the sum.
+    pub(super) fn norm_of_sum(&self, x: &Tensor, added: &Tensor, w: &Norm) -> Result<Tensor> {
+        match &w.bias {
+            Some(bias) => layer_norm_of_sum(self.exec, x, added, &w.gain, bias, self.eps()),
+            None => rms_norm_of_sum(self.exec, x, added, &w.gain, self.eps()),
         }
     }
 

@@ -111,47 +111,47 @@ fn data_type(dtype: DType) -> Result<sys::cudaDataType> {
     }
 }
 
-/// One product by cuBLAS, which counts columns first: the transposes are multiplied in the other order.
+/// One product by cuBLAS.
 pub(super) fn gemm(device: &CudaDevice, product: &Product<'_>) -> Result<()> {
-    let Product { a, b, out, accumulate, tf32, rows, columns, inner } = *product;
+    let Product { first, second, out, rows, columns, inner, accumulate, tf32 } = *product;
     let pointer = |argument: Argument| match argument {
         Argument::Address(address) => address,
         _ => 0,
     };
-    let (a_at, b_at, out_at) =
-        (pointer(super::read(a.tensor)?), pointer(super::read(b.tensor)?), pointer(super::write(out)?));
+    let first_at = pointer(super::read(first.tensor)?);
+    let (second_at, out_at) = (pointer(super::read(second.tensor)?), pointer(super::write(out)?));
     let operation = |transposed: bool| {
         if transposed { sys::cublasOperation_t::CUBLAS_OP_T } else { sys::cublasOperation_t::CUBLAS_OP_N }
     };
     let length = |n: usize| i32::try_from(n).map_err(|_| Error::Usage(format!("{n} is too large for a product")));
     let (alpha, beta) = (1f32, if accumulate { 1f32 } else { 0f32 });
-    let compute = if tf32 && a.tensor.dtype() == DType::F32 {
+    let compute = if tf32 && first.tensor.dtype() == DType::F32 {
         sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32
     } else {
         sys::cublasComputeType_t::CUBLAS_COMPUTE_32F
     };
     device.cuda_stream().context().bind_to_thread().map_err(failed)?;
     // SAFETY: shapes were checked against the tensors, whose memory lives until the product has run (it is freed in queue
-    // order); both factors are read before the call returns.
+    // order); both factors of the sum are read before the call returns.
     unsafe {
         result::gemm_ex(
             *device.cublas_handle().handle(),
-            operation(b.transposed),
-            operation(a.transposed),
-            length(columns)?,
+            operation(first.transposed),
+            operation(second.transposed),
             length(rows)?,
+            length(columns)?,
             length(inner)?,
             std::ptr::from_ref(&alpha).cast(),
-            b_at as *const _,
-            data_type(b.tensor.dtype())?,
-            length(if b.transposed { inner } else { columns })?,
-            a_at as *const _,
-            data_type(a.tensor.dtype())?,
-            length(if a.transposed { rows } else { inner })?,
+            first_at as *const _,
+            data_type(first.tensor.dtype())?,
+            length(first.stride)?,
+            second_at as *const _,
+            data_type(second.tensor.dtype())?,
+            length(second.stride)?,
             std::ptr::from_ref(&beta).cast(),
             out_at as *mut _,
             data_type(out.dtype())?,
-            length(columns)?,
+            length(rows)?,
             compute,
             sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )

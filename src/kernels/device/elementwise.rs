@@ -1,4 +1,4 @@
-//! Element by element on the device: SwiGLU, GELU, sums, zeros, rounding.
+//! Element by element on the device: `SwiGLU`, GELU, sums, zeros, rounding.
 
 use super::{Argument, Grid, empty_like, launch, read, read_if, typed, write};
 use crate::error::Result;

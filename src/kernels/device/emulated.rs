@@ -1,7 +1,7 @@
 //! Emulated: the CUDA kernels compiled for the processor; products by the CPU's own.
 #![allow(unsafe_code)] // one call into the emulator, which checks names and types of arguments
 
-use super::gemm::Product;
+use super::gemm::{Factor, Product};
 use super::{Argument, Grid};
 use crate::error::{Error, Result};
 use crate::kernels::matmul::{Into, Matrix, MatrixMut, matmul};
@@ -53,23 +53,36 @@ pub(super) fn launch(kernel: &str, grid: Grid, arguments: &[Argument]) -> Result
     Err(Error::Usage(format!("emulated kernel '{kernel}': {problem}")))
 }
 
-/// One product with sums in f32, rounded once.
+/// One product as cuBLAS documents it, with sums in f32 that are rounded once.
 pub(super) fn gemm(product: &Product<'_>) -> Result<()> {
-    let Product { a, b, out, accumulate, rows, columns, inner, .. } = *product;
-    let widened = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?) };
-    let (a_values, b_values) = (widened(a.tensor)?, widened(b.tensor)?);
-    let oriented = |values, transposed: bool, rows, columns| {
-        if transposed { Matrix::new(values, columns, rows).t() } else { Matrix::new(values, rows, columns) }
+    let Product { first, second, out, rows, columns, inner, accumulate, tf32 } = *product;
+    let (first_values, second_values) = (widened(first.tensor, tf32)?, widened(second.tensor, tf32)?);
+    // A matrix [r, c] whose columns come first is one [c, r] whose rows come first: all three are taken that way.
+    let oriented = |factor: Factor<'_>, values, rows, columns| {
+        if factor.transposed {
+            Matrix::strided(values, rows, columns, factor.stride).t()
+        } else {
+            Matrix::strided(values, columns, rows, factor.stride)
+        }
     };
-    let a = oriented(&a_values, a.transposed, rows, inner);
-    let b = oriented(&b_values, b.transposed, inner, columns);
+    let first = oriented(first, &first_values, rows, inner);
+    let second = oriented(second, &second_values, inner, columns);
     let into = if accumulate { Into::Accumulate } else { Into::Overwrite };
     if out.dtype() == DType::F32 {
-        return modify(out, |out| matmul(Exec::Split, into, MatrixMut::new(out, rows, columns), a, b));
+        return modify(out, |out| matmul(Exec::Split, into, MatrixMut::new(out, columns, rows), second, first));
     }
-    let mut sums = if accumulate { widened(out)? } else { vec![0f32; rows * columns] };
-    matmul(Exec::Split, into, MatrixMut::new(&mut sums, rows, columns), a, b);
+    let mut sums = if accumulate { widened(out, false)? } else { vec![0f32; rows * columns] };
+    matmul(Exec::Split, into, MatrixMut::new(&mut sums, columns, rows), second, first);
     Ok(out.inplace_op1(&Round(sums))?)
+}
+
+/// The values of a tensor in f32, rounded to TF32 where they may be.
+fn widened(tensor: &Tensor, tf32: bool) -> Result<Vec<f32>> {
+    let mut values: Vec<f32> = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
+    if tf32 && tensor.dtype() == DType::F32 {
+        values.iter_mut().for_each(|value| *value = f32::from_bits((value.to_bits() + 0x1000) & !0x1fff));
+    }
+    Ok(values)
 }
 
 /// Writes values over a bf16 tensor, rounded.

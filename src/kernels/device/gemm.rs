@@ -28,18 +28,41 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// A product whose shapes agree: `[rows, inner]` times `[inner, columns]`.
+/// A product as cuBLAS is asked for it. It counts columns first, so what it sees are the transposes of our matrices, and what we
+/// want, outᵀ = bᵀ aᵀ, is its product of `b` and `a`, in this order.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // read where products run
+#[cfg_attr(not(any(feature = "cuda", feature = "cuda-emulation")), allow(dead_code))] // read where products run
 pub(super) struct Product<'a> {
-    pub(super) a: Operand<'a>,
-    pub(super) b: Operand<'a>,
+    pub(super) first: Factor<'a>,
+    pub(super) second: Factor<'a>,
+    /// `[columns, rows]`, columns first, packed.
     pub(super) out: &'a Tensor,
+    /// Rows of the first factor and the result.
+    pub(super) rows: usize,
+    /// Columns of the second factor and the result.
+    pub(super) columns: usize,
+    /// Columns of the first factor and rows of the second.
+    pub(super) inner: usize,
     pub(super) accumulate: bool,
     pub(super) tf32: bool,
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) inner: usize,
+}
+
+/// A factor as cuBLAS sees it.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(any(feature = "cuda", feature = "cuda-emulation")), allow(dead_code))]
+pub(super) struct Factor<'a> {
+    pub(super) tensor: &'a Tensor,
+    /// Whether its transpose is meant.
+    pub(super) transposed: bool,
+    /// Values between the starts of two of its columns.
+    pub(super) stride: usize,
+}
+
+impl<'a> Factor<'a> {
+    fn of(operand: Operand<'a>) -> Result<Self> {
+        // Row-major [r, c] is column-major [c, r] with columns c apart; transposed twice it is as it was.
+        Ok(Self { tensor: operand.tensor, transposed: operand.transposed, stride: operand.tensor.dim(1)? })
+    }
 }
 
 /// Adds `a b` to `sum`, or to a new tensor of the factors' type; returns it.
@@ -68,7 +91,8 @@ pub(crate) fn gemm(tf32: bool, out: &Tensor, accumulate: bool, a: Operand<'_>, b
     if rows == 0 || columns == 0 {
         return Ok(());
     }
-    let product = Product { a, b, out, accumulate, tf32, rows, columns, inner };
+    let (first, second) = (Factor::of(b)?, Factor::of(a)?);
+    let product = Product { first, second, out, rows: columns, columns: rows, inner, accumulate, tf32 };
     match out.device() {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => super::cuda::gemm(device, &product),

@@ -133,27 +133,29 @@ fn write(tensor: &Tensor) -> Result<Argument> {
     if !tensor.device().is_cpu() {
         return read(tensor); // a device's memory is nobody's slice
     }
-    struct Locate(Cell<u64>);
-    impl InplaceOp1 for Locate {
-        fn name(&self) -> &'static str {
-            "address to write to"
-        }
-
-        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-            let start = contiguous(layout).map_err(candle_core::Error::wrap)?.start;
-            self.0.set(match storage {
-                CpuStorage::F32(values) => values[start..].as_mut_ptr() as u64,
-                CpuStorage::F64(values) => values[start..].as_mut_ptr() as u64,
-                CpuStorage::BF16(values) => values[start..].as_mut_ptr() as u64,
-                CpuStorage::U32(values) => values[start..].as_mut_ptr() as u64,
-                _ => candle_core::bail!("expected floats or indices"),
-            });
-            Ok(())
-        }
-    }
     let locate = Locate(Cell::new(0));
     tensor.inplace_op1(&locate)?;
     Ok(Argument::Address(locate.0.get()))
+}
+
+/// Finds the address that may be written to.
+struct Locate(Cell<u64>);
+impl InplaceOp1 for Locate {
+    fn name(&self) -> &'static str {
+        "address to write to"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let start = contiguous(layout).map_err(candle_core::Error::wrap)?.start;
+        self.0.set(match storage {
+            CpuStorage::F32(values) => values[start..].as_mut_ptr() as u64,
+            CpuStorage::F64(values) => values[start..].as_mut_ptr() as u64,
+            CpuStorage::BF16(values) => values[start..].as_mut_ptr() as u64,
+            CpuStorage::U32(values) => values[start..].as_mut_ptr() as u64,
+            _ => candle_core::bail!("expected floats or indices"),
+        });
+        Ok(())
+    }
 }
 
 /// A number that fits C's `int`.
