@@ -3,11 +3,12 @@
 //! Tolerances are relative to the largest value of the twin's result. In f32 both sides add at most a few thousand products in
 //! different orders, each off by 6e-8. In bf16 the twin computes in f32 from the same rounded inputs, so what is compared is
 //! the rounding of results (2⁻⁹ of each) and of intermediate values that the kernel keeps in bf16.
-#![cfg(feature = "cuda-emulation")]
+#![cfg(any(feature = "cuda-emulation", not(test)))] // `mixpool self-test` runs the same on a GPU
 
-mod common;
+pub(crate) mod common;
 
 use candle_core::{DType, Device::Cpu, Tensor};
+use common::place::here;
 use common::{assert_within, bits, distance, flat, largest, spread};
 use mixpool::kernels::{self, Exec, Floats, Gelu, Heads, RopeTable, Turns, weighted_sums_on_device};
 
@@ -17,11 +18,13 @@ const BF16: f64 = 1.0 / 256.0;
 
 /// Values in [−1, 1) that depend on the name, exact in `dtype`.
 fn random(name: &str, rows: usize, columns: usize, dtype: DType) -> Tensor {
-    flat(spread(name, rows * columns, 2.0)).reshape((rows, columns)).unwrap().to_dtype(dtype).unwrap()
+    let values = flat(spread(name, rows * columns, 2.0)).reshape((rows, columns)).unwrap();
+    values.to_dtype(dtype).unwrap().to_device(&here()).unwrap()
 }
 
+/// The values in f32, on the processor.
 fn wide(tensor: &Tensor) -> Tensor {
-    tensor.to_dtype(DType::F32).unwrap()
+    tensor.to_device(&Cpu).unwrap().to_dtype(DType::F32).unwrap()
 }
 
 fn vector(tensor: &Tensor) -> Vec<f32> {
@@ -41,8 +44,8 @@ fn each_type(check: impl Fn(DType, f64)) {
     check(DType::BF16, BF16);
 }
 
-#[test]
-fn rms_norm_is_its_twin() {
+#[cfg_attr(test, test)]
+pub(crate) fn rms_norm_is_its_twin() {
     each_type(|dtype, tolerance| {
         for (n, width) in [(1, 3), (3, 5), (70, 37), (130, 64), (5, 576)] {
             let (x, dy) = (random("x", n, width, dtype), random("dy", n, width, dtype));
@@ -53,10 +56,10 @@ fn rms_norm_is_its_twin() {
             assert_close(&y, &kernels::rms_norm(Exec::Split, &x32, &gain32, 1e-5).unwrap(), tolerance, &what);
             for onto in [None, Some(&dy)] {
                 let copy = |dtype| onto.map(|onto| onto.to_dtype(dtype).unwrap().copy().unwrap());
-                let [dgain, twin_dgain] =
-                    [(); 2].map(|()| random("before", 1, width, DType::F32).flatten_all().unwrap());
+                let dgain = random("before", 1, width, DType::F32).flatten_all().unwrap();
+                let twin_dgain = wide(&dgain).copy().unwrap();
                 let dx = kernels::rms_norm_backward(DEVICE, &x, &gain, 1e-5, &dy, copy(dtype), &dgain).unwrap();
-                let onto = copy(DType::F32);
+                let onto = copy(DType::F32).map(|onto| wide(&onto));
                 let twin =
                     kernels::rms_norm_backward(Exec::Split, &x32, &gain32, 1e-5, &dy32, onto, &twin_dgain).unwrap();
                 assert_close(&dx, &twin, tolerance, &format!("{what}: dx"));
@@ -70,7 +73,7 @@ fn rms_norm_is_its_twin() {
 const LENGTHS: [usize; 6] = [1, 3, 17, 64, 65, 150];
 
 fn zeros(like: &Tensor) -> Tensor {
-    Tensor::zeros(like.shape(), DType::F32, &Cpu).unwrap()
+    Tensor::zeros(like.shape(), DType::F32, like.device()).unwrap()
 }
 
 fn ids(count: usize, below: usize) -> Vec<u32> {
@@ -98,8 +101,8 @@ fn compare(
     }
 }
 
-#[test]
-fn layer_norm_is_its_twin() {
+#[cfg_attr(test, test)]
+pub(crate) fn layer_norm_is_its_twin() {
     each_type(|dtype, tolerance| {
         for (n, width) in [(3, 5), (70, 37), (130, 64)] {
             let (x, dy) = (random("x", n, width, dtype), random("dy", n, width, dtype));
@@ -119,8 +122,8 @@ fn layer_norm_is_its_twin() {
     });
 }
 
-#[test]
-fn norms_of_sums_are_their_twins() {
+#[cfg_attr(test, test)]
+pub(crate) fn norms_of_sums_are_their_twins() {
     each_type(|dtype, tolerance| {
         for (n, width) in [(3, 5), (70, 64)] {
             let (x, added) = (random("x", n, width, dtype), random("added", n, width, dtype));
@@ -136,8 +139,8 @@ fn norms_of_sums_are_their_twins() {
     });
 }
 
-#[test]
-fn biases_and_sums_are_their_twins() {
+#[cfg_attr(test, test)]
+pub(crate) fn biases_and_sums_are_their_twins() {
     each_type(|dtype, tolerance| {
         for (n, width) in [(1, 1), (70, 37), (4200, 64)] {
             let (y, x) = (random("y", n, width, dtype), random("x", n, width, dtype));
@@ -154,8 +157,8 @@ fn biases_and_sums_are_their_twins() {
     });
 }
 
-#[test]
-fn linear_layers_are_their_twins() {
+#[cfg_attr(test, test)]
+pub(crate) fn linear_layers_are_their_twins() {
     each_type(|dtype, tolerance| {
         for (n, inputs, outputs) in [(1, 1, 1), (3, 5, 7), (130, 37, 21)] {
             let (x, dy) = (random("x", n, inputs, dtype), random("dy", n, outputs, dtype));
@@ -175,8 +178,8 @@ fn linear_layers_are_their_twins() {
     });
 }
 
-#[test]
-fn activations_are_their_twins() {
+#[cfg_attr(test, test)]
+pub(crate) fn activations_are_their_twins() {
     each_type(|dtype, tolerance| {
         for (n, width) in [(1, 1), (70, 37), (64, 128)] {
             let [gate, up, dout] = ["gate", "up", "dout"].map(|name| (random(name, n, width, dtype) * 4.0).unwrap());
@@ -198,8 +201,8 @@ fn activations_are_their_twins() {
     });
 }
 
-#[test]
-fn rope_is_its_twin() {
+#[cfg_attr(test, test)]
+pub(crate) fn rope_is_its_twin() {
     let n = LENGTHS.iter().sum();
     each_type(|dtype, tolerance| {
         for (turning, dim) in [(6, 6), (16, 64)] {
@@ -216,8 +219,8 @@ fn rope_is_its_twin() {
     });
 }
 
-#[test]
-fn rows_are_their_twins() {
+#[cfg_attr(test, test)]
+pub(crate) fn rows_are_their_twins() {
     each_type(|dtype, tolerance| {
         for (n, width, vocabulary) in [(1, 1, 1), (200, 37, 31), (65, 256, 500)] {
             let ids = ids(n, vocabulary);
@@ -244,8 +247,8 @@ fn rows_are_their_twins() {
 }
 
 /// In bf16, probabilities and their gradients are rounded before they are multiplied, and so are results.
-#[test]
-fn attention_is_its_twin() {
+#[cfg_attr(test, test)]
+pub(crate) fn attention_is_its_twin() {
     let n = LENGTHS.iter().sum();
     let plain = [(3, 1, 6), (4, 4, 16), (2, 1, 64), (1, 1, 130)];
     let tiles = [(3, 1, 64), (2, 2, 64), (2, 1, 128)];
@@ -264,16 +267,16 @@ fn attention_is_its_twin() {
     }
 }
 
-#[test]
-fn a_head_too_wide_is_refused() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_head_too_wide_is_refused() {
     let heads = Heads { queries: 1, keys: 1, dim: 260 };
     let q = random("q", 4, 260, DType::F32);
     let refused = kernels::attention(DEVICE, heads, &[4], &q, &q, &q).unwrap_err().to_string();
     assert!(refused.contains("260"), "{refused}");
 }
 
-#[test]
-fn cross_entropy_is_its_twin() {
+#[cfg_attr(test, test)]
+pub(crate) fn cross_entropy_is_its_twin() {
     // The largest needs two chunks of logits.
     for (n, width, vocabulary) in [(1, 3, 1), (70, 8, 501), (40, 16, 1024), (140, 4, 130_001)] {
         // In bf16 the gradients of the logits are rounded, then their products.
@@ -295,8 +298,8 @@ fn cross_entropy_is_its_twin() {
     }
 }
 
-#[test]
-fn weighted_sums_have_the_bits_of_the_merge() {
+#[cfg_attr(test, test)]
+pub(crate) fn weighted_sums_have_the_bits_of_the_merge() {
     for n in [1, 5, 1000, 1025] {
         let types = [DType::F32, DType::BF16, DType::F16, DType::BF16, DType::F32];
         let member = |(i, dtype): (usize, DType)| random(&format!("member {i}"), 1, n, dtype).flatten_all().unwrap();
@@ -307,7 +310,7 @@ fn weighted_sums_have_the_bits_of_the_merge() {
                 .map(|c| (0..5).map(|i| if (c + i) % 4 == 3 { 0.0 } else { 0.3 / (1 + c + i) as f64 }).collect())
                 .collect();
             for dtype in [DType::F32, DType::BF16] {
-                let outs: Vec<Tensor> = weights.iter().map(|_| Tensor::zeros(n, dtype, &Cpu).unwrap()).collect();
+                let outs: Vec<Tensor> = weights.iter().map(|_| Tensor::zeros(n, dtype, &here()).unwrap()).collect();
                 weighted_sums_on_device(&outs, &weights, &members).unwrap();
                 for (out, weights) in outs.iter().zip(&weights) {
                     let floats = bytes.iter().zip(types).map(|(bytes, dtype)| match dtype {
@@ -333,3 +336,20 @@ fn bytes_of(tensor: &Tensor) -> Vec<u8> {
         _ => tensor.to_vec1::<half::f16>().unwrap().into_iter().flat_map(half::f16::to_le_bytes).collect(),
     }
 }
+
+/// All of them, for `mixpool self-test`.
+#[allow(dead_code)]
+pub(crate) const CASES: &[(&str, fn())] = &[
+    ("rms_norm_is_its_twin", rms_norm_is_its_twin),
+    ("layer_norm_is_its_twin", layer_norm_is_its_twin),
+    ("norms_of_sums_are_their_twins", norms_of_sums_are_their_twins),
+    ("biases_and_sums_are_their_twins", biases_and_sums_are_their_twins),
+    ("linear_layers_are_their_twins", linear_layers_are_their_twins),
+    ("activations_are_their_twins", activations_are_their_twins),
+    ("rope_is_its_twin", rope_is_its_twin),
+    ("rows_are_their_twins", rows_are_their_twins),
+    ("attention_is_its_twin", attention_is_its_twin),
+    ("a_head_too_wide_is_refused", a_head_too_wide_is_refused),
+    ("cross_entropy_is_its_twin", cross_entropy_is_its_twin),
+    ("weighted_sums_have_the_bits_of_the_merge", weighted_sums_have_the_bits_of_the_merge),
+];

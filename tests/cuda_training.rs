@@ -1,9 +1,10 @@
 //! Training, scoring and merging of whole models by the emulated CUDA kernels, against the processor.
-#![cfg(feature = "cuda-emulation")]
+#![cfg(any(feature = "cuda-emulation", not(test)))] // `mixpool self-test` runs the same on a GPU
 
-mod common;
+pub(crate) mod common;
 
-use candle_core::{DType, Device::Cpu, Tensor};
+use candle_core::{DType, Tensor};
+use common::place::compute as compute_in;
 use common::{assert_within, bits, distance, norm, relative};
 use mixpool::Error;
 use mixpool::eval::{EvalSet, Evaluator};
@@ -26,10 +27,6 @@ fn wide(head_dim: usize) -> ModelConfig {
     ModelConfig { head_dim, num_attention_heads: 2, num_key_value_heads: 1, ..pico() }
 }
 
-fn emulated(precision: Precision) -> Compute {
-    Compute::emulated(precision).unwrap()
-}
-
 /// The loss of packed sequences, and its gradient.
 fn loss_and_gradient(compute: &Compute, config: &ModelConfig) -> (f64, Vec<f32>) {
     let layout = Layout::of(config);
@@ -37,7 +34,7 @@ fn loss_and_gradient(compute: &Compute, config: &ModelConfig) -> (f64, Vec<f32>)
     let parameters =
         Tensor::from_vec(values, layout.len(), compute.device()).unwrap().to_dtype(compute.dtype()).unwrap();
     let model = Transformer::new(config, &layout, &parameters, 128, compute.exec()).unwrap();
-    let gradient = Tensor::zeros(layout.len(), DType::F32, &Cpu).unwrap();
+    let gradient = Tensor::zeros(layout.len(), DType::F32, compute.device()).unwrap();
     let views = Weights::views(config, &layout, &gradient).unwrap();
     let (lengths, n) = ([5, 1, 100, 17], 123);
     let (tokens, targets) = (common::tokens(0, n, config.vocab_size), common::tokens(1, n, config.vocab_size));
@@ -60,8 +57,8 @@ fn families() -> Vec<(String, ModelConfig)> {
     golden.into_iter().chain(wide).collect()
 }
 
-#[test]
-fn gradients_of_whole_models_are_those_of_the_processor() {
+#[cfg_attr(test, test)]
+pub(crate) fn gradients_of_whole_models_are_those_of_the_processor() {
     for (name, config) in families() {
         let (loss, gradient) = loss_and_gradient(&Compute::cpu(), &config);
         let gradient: Vec<f64> = gradient.into_iter().map(f64::from).collect();
@@ -70,12 +67,12 @@ fn gradients_of_whole_models_are_those_of_the_processor() {
         for (precision, of_loss, of_gradient) in
             [(Precision::F32, 1e-6, 1e-5), (Precision::Tf32, 2e-4, 4e-3), (Precision::Bf16, 2e-3, 3e-2)]
         {
-            let (got, values) = loss_and_gradient(&emulated(precision), &config);
+            let (got, values) = loss_and_gradient(&compute_in(precision), &config);
             assert_within(of_loss, [relative(got, loss)], &format!("{name}, {precision:?}: loss"));
             let error: Vec<f32> = values.iter().zip(&gradient).map(|(got, e)| (f64::from(*got) - e) as f32).collect();
             let length = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
             assert_within(of_gradient, [norm(&error) / length], &format!("{name}, {precision:?}: gradient"));
-            let again = loss_and_gradient(&emulated(precision), &config);
+            let again = loss_and_gradient(&compute_in(precision), &config);
             assert!(again.0 == got && bits(&again.1) == bits(&values), "{name}, {precision:?}: other bits");
         }
     }
@@ -121,8 +118,8 @@ impl Run {
     }
 }
 
-#[test]
-fn five_steps_are_those_of_the_processor() {
+#[cfg_attr(test, test)]
+pub(crate) fn five_steps_are_those_of_the_processor() {
     let run = Run::new(5, 2e-3);
     let expected = run.trained(&Compute::cpu());
     // Adam divides a gradient by its own size, so the rounding errors of the smallest grow to parts of a step, in bf16
@@ -130,7 +127,7 @@ fn five_steps_are_those_of_the_processor() {
     for (precision, of_loss, of_norm, of_move) in
         [(Precision::F32, 1e-6, 1e-5, 1e-3), (Precision::Bf16, 2e-3, 2e-2, 0.2)]
     {
-        let state = run.trained(&emulated(precision));
+        let state = run.trained(&compute_in(precision));
         assert_eq!(state.curve.len(), 5);
         for (got, wanted) in state.curve.iter().zip(&expected.curve) {
             let what = format!("{precision:?}, step {}", wanted.step);
@@ -142,7 +139,7 @@ fn five_steps_are_those_of_the_processor() {
         let moved: Vec<f32> = expected.parameters.iter().zip(&start).map(|(to, from)| to - from).collect();
         let error: Vec<f32> = state.parameters.iter().zip(&expected.parameters).map(|(got, to)| got - to).collect();
         assert_within(of_move, [norm(&error) / norm(&moved)], &format!("{precision:?}: what five steps moved"));
-        let again = run.trained(&emulated(precision));
+        let again = run.trained(&compute_in(precision));
         for (first, second) in
             [(&state.parameters, &again.parameters), (&state.first, &again.first), (&state.second, &again.second)]
         {
@@ -167,10 +164,10 @@ impl Observer for StopAfter {
     }
 }
 
-#[test]
-fn a_stopped_run_goes_on_bit_for_bit() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_stopped_run_goes_on_bit_for_bit() {
     let run = Run::new(23, 1e-3);
-    let compute = emulated(Precision::Bf16);
+    let compute = compute_in(Precision::Bf16);
     let expected = run.trained(&compute);
     let (stopped, state) = run.go_on(&compute, run.fresh(), &StopAfter(AtomicU64::new(1)));
     assert!(matches!(stopped, Err(Error::Stopped { .. })));
@@ -183,21 +180,21 @@ fn a_stopped_run_goes_on_bit_for_bit() {
     assert!(last < first - 0.3, "loss {first} to {last}: nothing learnt");
 }
 
-#[test]
-fn what_is_not_finite_stops_the_run_and_spares_the_parameters() {
+#[cfg_attr(test, test)]
+pub(crate) fn what_is_not_finite_stops_the_run_and_spares_the_parameters() {
     let run = Run::new(20, 1e-3);
     let mut state = run.fresh();
     let middle = state.parameters.len() / 2;
     state.parameters[middle] = f32::NAN;
     let before = bits(&state.parameters);
-    let (result, after) = run.go_on(&emulated(Precision::F32), state, &Silent);
+    let (result, after) = run.go_on(&compute_in(Precision::F32), state, &Silent);
     let refused = result.unwrap_err();
     assert!(matches!(refused, Error::NotFinite { .. }) && refused.to_string().contains("step 1 "), "{refused}");
     assert_eq!(bits(&after.parameters), before);
 }
 
-#[test]
-fn scores_are_those_of_the_processor() {
+#[cfg_attr(test, test)]
+pub(crate) fn scores_are_those_of_the_processor() {
     let run = Run::new(40, 5e-3);
     let states = [0, 20].map(|steps| {
         let run = Run { train: TrainConfig { steps: steps + 20, ..run.train.clone() }, ..Run::new(40, 5e-3) };
@@ -222,22 +219,36 @@ fn scores_are_those_of_the_processor() {
     for parameters in &states {
         let expected = score(&Compute::cpu(), parameters);
         for (precision, of_token, of_score) in [(Precision::F32, 2e-5, 1e-6), (Precision::Bf16, 0.1, 1e-3)] {
-            let got = score(&emulated(precision), parameters);
+            let got = score(&compute_in(precision), parameters);
             let single: Vec<f32> = got.iter().map(|nll| *nll as f32).collect();
             assert_within(of_token, [distance(&single, &expected)], &format!("{precision:?}: nats of a token"));
             let error = (mean(&got) - mean(&expected)).abs();
             assert_within(of_score, [error], &format!("{precision:?}: score of {} in nats", mean(&expected)));
-            assert_eq!(got, score(&emulated(precision), parameters), "{precision:?}: other bits the second time");
+            assert_eq!(got, score(&compute_in(precision), parameters), "{precision:?}: other bits the second time");
         }
     }
     // A merge on the device is that of the processor.
     let merged: Vec<f32> =
         states[0].iter().zip(&states[1]).map(|(a, b)| (0.25 * f64::from(*a) + 0.75 * f64::from(*b)) as f32).collect();
     for precision in [Precision::F32, Precision::Bf16] {
-        let compute = emulated(precision);
+        let compute = compute_in(precision);
         let evaluator = Evaluator::on(&compute, &run.config, &run.layout, 32).unwrap();
-        let members = states.each_ref().map(|values| Tensor::from_slice(values, values.len(), &Cpu).unwrap());
+        let members =
+            states.each_ref().map(|values| Tensor::from_slice(values, values.len(), compute.device()).unwrap());
         evaluator.set_to_sum(&[0.25, 0.75], &members).unwrap();
         assert_eq!(evaluator.token_nll(&set).unwrap(), score(&compute, &merged), "{precision:?}");
     }
 }
+
+/// All of them, for `mixpool self-test`.
+#[allow(dead_code)]
+pub(crate) const CASES: &[(&str, fn())] = &[
+    ("gradients_of_whole_models_are_those_of_the_processor", gradients_of_whole_models_are_those_of_the_processor),
+    ("five_steps_are_those_of_the_processor", five_steps_are_those_of_the_processor),
+    ("a_stopped_run_goes_on_bit_for_bit", a_stopped_run_goes_on_bit_for_bit),
+    (
+        "what_is_not_finite_stops_the_run_and_spares_the_parameters",
+        what_is_not_finite_stops_the_run_and_spares_the_parameters,
+    ),
+    ("scores_are_those_of_the_processor", scores_are_those_of_the_processor),
+];

@@ -10,6 +10,8 @@ mod observer;
 mod online;
 mod question;
 mod select;
+mod self_bench;
+mod self_test;
 mod show;
 mod store;
 mod training;
@@ -145,6 +147,10 @@ enum Command {
     Import(store::Import),
     #[command(subcommand, hide = true)]
     Pool(store::OfPool),
+    #[command(hide = true)]
+    SelfTest(self_test::SelfTest),
+    #[command(hide = true)]
+    SelfBench(self_bench::SelfBench),
 }
 
 /// What every command works with.
@@ -315,6 +321,8 @@ fn dispatch(command: Command, session: &Session) -> Result<()> {
         Command::Export(command) => command.run(session),
         Command::Ls => show::list(session),
         Command::Show(command) => command.run(session),
+        Command::SelfTest(command) => command.run(session),
+        Command::SelfBench(command) => command.run(session),
         Command::Verify(command) => command.run(session),
         Command::Gc(command) => command.run(session),
         Command::Import(command) | Command::Pool(store::OfPool::Import(command)) => command.run(session),
