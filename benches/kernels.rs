@@ -112,8 +112,8 @@ impl Bench {
         self.values(&name("swiglu_backward"), 5 * ROWS * ffn, || {
             black_box(swiglu_backward(exec, &gate, &up, &dout).unwrap());
         });
-        self.values(&name("embedding"), 2 * area, || drop(black_box(embedding(&w, &ids).unwrap())));
-        self.values(&name("embedding_backward"), 3 * area, || embedding_backward(&ids, &dy, &dw).unwrap());
+        self.values(&name("embedding"), 2 * area, || drop(black_box(embedding(Exec::Split, &w, &ids).unwrap())));
+        self.values(&name("embedding_backward"), 3 * area, || embedding_backward(Exec::Split, &ids, &dy, &dw).unwrap());
     }
 
     /// Counts the visible half of the scores only.

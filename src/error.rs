@@ -70,6 +70,9 @@ pub enum Error {
         /// "SIGINT", "SIGTERM" or "SIGUSR1".
         signal: &'static str,
     },
+    /// A device has no room for the smallest piece of the work.
+    #[error("{0}")]
+    OutOfMemory(String),
     /// The tensor library refused an operation.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -100,6 +103,13 @@ impl Error {
             }
             other => other,
         }
+    }
+
+    /// Whether a device had no room for what was asked of it: less at a time may do.
+    pub fn is_out_of_memory(&self) -> bool {
+        let Self::Tensor(error) = self else { return matches!(self, Self::OutOfMemory(_)) };
+        let said = error.to_string();
+        ["OUT_OF_MEMORY", "ALLOC_FAILED"].iter().any(|code| said.contains(code))
     }
 
     /// The process exit code that stands for this failure; documented and stable.

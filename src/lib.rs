@@ -19,6 +19,9 @@
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
+#[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+extern crate self as mixpool; // what the self-test shares with the tests calls it so
+
 pub mod cli;
 pub mod error;
 pub mod estimators;

@@ -265,11 +265,11 @@ fn embedding_agrees_with_its_twin() {
     let (table, ids) = (random("table", 31, 7), ids(N, 31));
     let dy = random("dy", N, 7);
     let (y, expected) = twin::differentiate(&[&table], &dy, |v| twin::embedding(&v[0], &ids)).unwrap();
-    assert_close(&kernels::embedding(&table, &ids).unwrap(), &y, "embedding");
+    assert_close(&kernels::embedding(Exec::Split, &table, &ids).unwrap(), &y, "embedding");
     let dtable = zeros(&table);
-    kernels::embedding_backward(&ids, &dy, &dtable).unwrap();
+    kernels::embedding_backward(Exec::Split, &ids, &dy, &dtable).unwrap();
     assert_close(&dtable, &expected[0], "embedding: dtable");
-    assert!(kernels::embedding(&table, &[31]).is_err(), "an id beyond the table is refused");
+    assert!(kernels::embedding(Exec::Split, &table, &[31]).is_err(), "an id beyond the table is refused");
 }
 
 /// A model none of whose widths is a multiple of 16.

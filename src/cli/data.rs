@@ -1,9 +1,10 @@
 //! Data commands: tokenizer, init, register, eval-set, train.
 
+use super::training::{expert_recipes, train_all, train_seed};
 use super::{NotationArgs, Session, print};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::pool::{Outcome, Partition, Pool, Recipe, parse_count};
+use crate::pool::{Outcome, Pool, parse_count};
 use crate::progress::Observer;
 use crate::text::{BadRecordCounts, OnBadRecord, ReadOptions, TokenType, Tokenizer};
 use clap::{Args, Subcommand};
@@ -142,7 +143,8 @@ pub(super) struct Init {
 
 impl Init {
     pub(super) fn run(self, session: &Session) -> Result<()> {
-        let pool = Pool::init(&session.pool, &self.recipe, &session.observer)?;
+        let precision = session.init_precision();
+        let pool = Pool::init_in(precision, &session.pool, &self.recipe, &session.observer)?;
         let parameters = pool.layout().len();
         if let Err(unknown) = pool.settings().model.check_runs() {
             session.observer.note(&unknown.to_string());
@@ -239,7 +241,7 @@ fn worded(outcome: Outcome) -> &'static str {
 ///
 /// Without a name: the seed model, then the experts of every partition. Training may be stopped at any time; the same
 /// command goes on where it stopped and ends with the same bytes. Several processes, on several hosts, may train one pool: each
-/// takes what no other has taken.
+/// takes what no other has taken; `--device cuda` trains on every GPU of the machine, one model at a time on each.
 ///
 /// Examples: mixpool train | mixpool train code wiki | mixpool train --mixture code=0.7+wiki=0.3
 #[derive(Args)]
@@ -262,6 +264,7 @@ pub(super) struct Train {
 impl Train {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         let pool = session.open()?;
+        session.check_training_precision(&pool)?;
         let observer = &session.observer;
         if let Some(mixture) = &self.mixture {
             let tokens = token_budget(self.tokens.as_deref())?;
@@ -275,41 +278,12 @@ impl Train {
         let partitions = names.iter().filter(|name| *name != "seed").map(|name| pool.partition(name));
         let partitions = partitions.collect::<Result<Vec<_>>>()?; // all names checked before anything is trained
         let seed = vec![(pool.seed_recipe()?, "seed model".to_owned())];
-        train_all(&pool, seed, self.wait, observer)?;
+        train_all(&pool, seed, self.wait, session)?;
         let mut experts = Vec::new();
         for partition in &partitions {
             experts.extend(expert_recipes(&pool, partition)?);
         }
-        train_all(&pool, experts, self.wait, observer)
-    }
-}
-
-/// Trains what is missing. What another process is training is come back to when all else is done; `wait` for it then.
-///
-/// # Errors
-/// [`Error::Locked`] when the others are not done yet and there is nothing else to do.
-fn train_all(pool: &Pool, mut left: Vec<(Recipe, String)>, wait: bool, observer: &dyn Observer) -> Result<()> {
-    loop {
-        let before = left.len();
-        let mut locked = Vec::new();
-        let mut refusal = None;
-        for (recipe, name) in left {
-            match pool.get_or_train(&recipe, &name, observer) {
-                Err(error @ Error::Locked(_)) => {
-                    refusal = Some(error);
-                    locked.push((recipe, name));
-                }
-                trained => drop(trained?),
-            }
-        }
-        match refusal {
-            None => return Ok(()),
-            Some(refusal) if !wait && locked.len() == before => return Err(refusal),
-            Some(_) if locked.len() == before => std::thread::sleep(std::time::Duration::from_millis(500)),
-            Some(_) => {}
-        }
-        observer.check()?;
-        left = locked;
+        train_all(&pool, experts, self.wait, session)
     }
 }
 
@@ -317,24 +291,4 @@ fn train_all(pool: &Pool, mut left: Vec<(Recipe, String)>, wait: bool, observer:
 pub(super) fn token_budget(text: Option<&str>) -> Result<Option<u64>> {
     let refuse = |text: &str| Error::Usage(format!("'--tokens {text}': expected a number such as 500000, 500k or 2M"));
     text.map(|text| parse_count(text).filter(|n| *n > 0).ok_or_else(|| refuse(text))).transpose()
-}
-
-/// The seed model, trained if it is missing.
-pub(super) fn train_seed(pool: &Pool, observer: &dyn Observer) -> Result<()> {
-    pool.get_or_train(&pool.seed_recipe()?, "seed model", observer).map(|_| ())
-}
-
-/// Every expert of a partition, trained if missing.
-pub(super) fn train_experts(pool: &Pool, partition: &Partition, observer: &dyn Observer) -> Result<()> {
-    let recipes = expert_recipes(pool, partition)?;
-    recipes.iter().try_for_each(|(recipe, name)| pool.get_or_train(recipe, name, observer).map(|_| ()))
-}
-
-/// The recipes of a partition's experts, but for adopted ones, and what progress calls them.
-fn expert_recipes(pool: &Pool, partition: &Partition) -> Result<Vec<(Recipe, String)>> {
-    let units = partition.units.len();
-    let wanted = (0..units).filter(|unit| !partition.adopted.contains_key(unit));
-    let part = |unit| if units > 1 { format!(" {}/{units}", unit + 1) } else { String::new() };
-    let named = |unit| Ok((pool.expert_recipe(partition, unit)?, format!("expert '{}'{}", partition.name, part(unit))));
-    wanted.map(named).collect()
 }

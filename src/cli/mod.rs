@@ -10,12 +10,16 @@ mod observer;
 mod online;
 mod question;
 mod select;
+mod self_bench;
+mod self_test;
 mod show;
 mod store;
+mod training;
 mod validate;
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::kernels::{DeviceChoice, Precision};
 use crate::mixture::{Mixture, Notation, Weighting};
 use crate::pool::Pool;
 use crate::report::Format;
@@ -60,9 +64,13 @@ struct Global {
     /// Folder of the pool
     #[arg(long, global = true, default_value = "pool", env = "MIXPOOL_POOL", value_name = "DIR")]
     pool: PathBuf,
-    /// Where to compute: cpu, cuda or cuda:N
-    #[arg(long, global = true, default_value = "cpu")]
+    /// Where to compute: cpu, cuda (`train` uses every GPU, other commands the first) or cuda:N
+    #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
     device: String,
+    /// How precisely a GPU computes scores, and which stored scores are read: f32, tf32 or bf16 [default: bf16 with a GPU, f32 without].
+    /// Of `init` and `demo`: how models are trained, where the recipe does not say
+    #[arg(long, global = true, value_enum, value_name = "P")]
+    precision: Option<PrecisionArg>,
     /// Threads to use [default: all cores]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
@@ -139,6 +147,10 @@ enum Command {
     Import(store::Import),
     #[command(subcommand, hide = true)]
     Pool(store::OfPool),
+    #[command(hide = true)]
+    SelfTest(self_test::SelfTest),
+    #[command(hide = true)]
+    SelfBench(self_bench::SelfBench),
 }
 
 /// What every command works with.
@@ -146,15 +158,39 @@ struct Session {
     pool: PathBuf,
     format: Format,
     observer: Terminal,
+    device: DeviceChoice,
+    asked_precision: Option<Precision>,
 }
 
 impl Session {
     fn open(&self) -> Result<Pool> {
-        let pool = Pool::open(&self.pool)?;
+        let pool = Pool::open(&self.pool)?.computing_on(self.device, self.precision());
         let kind = files::shared_kind(pool.root());
         let reading = kind.map(|kind| format!("the pool lies on {kind}: its files are read, not mapped"));
         pool.sharing().into_iter().chain(reading).for_each(|line| self.observer_note(&line));
         Ok(pool)
+    }
+
+    /// The precision of scores.
+    fn precision(&self) -> Precision {
+        self.asked_precision.unwrap_or(if self.device.is_cpu() { Precision::F32 } else { Precision::Bf16 })
+    }
+
+    /// The precision of training in a pool whose recipe names none.
+    fn init_precision(&self) -> Precision {
+        self.precision()
+    }
+
+    /// Refuses to train in another precision than the pool's experts are trained in: they would be other models.
+    fn check_training_precision(&self, pool: &Pool) -> Result<()> {
+        let theirs = pool.settings().expert.precision;
+        match self.asked_precision.filter(|asked| *asked != theirs) {
+            None => Ok(()),
+            Some(asked) => Err(Error::Usage(format!(
+                "'--precision {asked}': this pool's recipe trains in {theirs}, and models of another precision are other models; \
+                 leave it out, or make a pool with 'mixpool init RECIPE.yaml --precision {asked}'"
+            ))),
+        }
     }
 }
 
@@ -181,6 +217,23 @@ impl From<FormatArg> for Format {
             FormatArg::Csv => Self::Csv,
             FormatArg::Json => Self::Json,
             FormatArg::Jsonl => Self::JsonLines,
+        }
+    }
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum PrecisionArg {
+    F32,
+    Tf32,
+    Bf16,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::F32 => Self::F32,
+            PrecisionArg::Tf32 => Self::Tf32,
+            PrecisionArg::Bf16 => Self::Bf16,
         }
     }
 }
@@ -232,14 +285,17 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<()> {
     cli.global.care.apply()?;
-    let Global { pool, device, threads, format, quiet, .. } = cli.global;
-    check_device(&device)?;
+    let Global { pool, device, precision, threads, format, quiet, .. } = cli.global;
+    let device: DeviceChoice = device.parse()?;
+    device.each()?; // one that is not there is not found out after hours
     if threads == Some(0) {
         return Err(Error::Usage("'--threads 0': expected at least 1".into()));
     }
     let workers = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build();
     let workers = workers.map_err(|error| Error::Usage(format!("cannot start the threads: {error}")))?;
-    let session = Session { pool, format: format.into(), observer: Terminal::new(quiet)? };
+    let observer = Terminal::new(quiet)?;
+    let session =
+        Session { pool, format: format.into(), observer, device, asked_precision: precision.map(Precision::from) };
     // Inside the pool from the start, so that kernels find themselves on one of its threads.
     workers.install(|| dispatch(cli.command, &session))
 }
@@ -265,18 +321,11 @@ fn dispatch(command: Command, session: &Session) -> Result<()> {
         Command::Export(command) => command.run(session),
         Command::Ls => show::list(session),
         Command::Show(command) => command.run(session),
+        Command::SelfTest(command) => command.run(session),
+        Command::SelfBench(command) => command.run(session),
         Command::Verify(command) => command.run(session),
         Command::Gc(command) => command.run(session),
         Command::Import(command) | Command::Pool(store::OfPool::Import(command)) => command.run(session),
-    }
-}
-
-fn check_device(device: &str) -> Result<()> {
-    let cuda = device == "cuda" || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok());
-    match device {
-        "cpu" => Ok(()),
-        _ if cuda => Err(Error::Usage(format!("'--device {device}': this build computes on the CPU only"))),
-        _ => Err(Error::Usage(format!("'--device {device}': expected cpu, cuda or cuda:N"))),
     }
 }
 

@@ -48,6 +48,11 @@ impl Terminal {
         Ok(Self { quiet, bars: std::io::stderr().is_terminal(), signal, current: Mutex::new(None) })
     }
 
+    /// An observer of work beside others': of the same signals, in plain lines.
+    pub(super) fn beside(&self) -> Self {
+        Self { quiet: self.quiet, bars: false, signal: Arc::clone(&self.signal), current: Mutex::new(None) }
+    }
+
     fn with(&self, change: impl FnOnce(&mut Option<Work>)) {
         change(&mut self.current.lock().unwrap_or_else(PoisonError::into_inner));
     }

@@ -1,6 +1,7 @@
 //! Online command: a training run whose data weights follow a policy, and what it came to.
 
-use super::data::{token_budget, train_seed};
+use super::data::token_budget;
+use super::training::train_seed;
 use super::{Session, print};
 use crate::error::{Error, Result};
 use crate::files;
@@ -130,6 +131,7 @@ struct Row {
 impl Online {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         let pool = session.open()?;
+        pool.needs_cpu("'online'")?;
         let target = self.target.as_deref().map(|name| pool.target(name, self.documents)).transpose()?;
         self.check(target.as_ref())?;
         let domains = pool.domains(&self.partitions(&pool)?, self.units)?;

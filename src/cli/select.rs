@@ -90,7 +90,7 @@ impl Select {
             )));
         }
         pool.eval_key(&self.eval)?; // refuses an unknown name before anything is fitted
-        let mut estimator = (spec.method.fit)(&question, &spec.options)?;
+        let mut estimator = spec.fit(&question)?;
         let score = |sets: &[Vec<usize>]| -> Result<Vec<f64>> {
             let mixtures = sets.iter().map(|set| mixture(&pool, &partitions, set)).collect::<Result<Vec<_>>>()?;
             Ok(estimator.estimate(&mixtures)?.into_iter().map(|scores| scores[0]).collect())
@@ -196,6 +196,7 @@ impl Linearity {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         self.output.check()?;
         let pool = session.open()?;
+        pool.needs_cpu("'linearity'")?;
         let spec = Spec::parse(&self.estimator)?;
         if spec.method.name != "gradex" {
             return Err(Error::Usage(format!("'--estimator {}': expected gradex", self.estimator)));

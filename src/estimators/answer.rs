@@ -7,6 +7,7 @@ use super::calibrated::Calibrated;
 use super::{Cost, Gives, Question, Spec};
 use crate::error::Result;
 use crate::files;
+use crate::kernels::Precision;
 use crate::mixture::Mixture;
 use crate::pool::{ESTIMATES, Pool};
 use serde::{Deserialize, Serialize};
@@ -68,7 +69,7 @@ const TRUTH: &str = "ground-truth";
 /// # Errors
 /// Those of the estimator.
 pub fn ask(spec: &Spec, question: &Question<'_>, mixtures: &[Mixture], calibrate: usize) -> Result<Vec<Answer>> {
-    let mut estimator = (spec.method.fit)(question, &spec.options)?;
+    let mut estimator = spec.fit(question)?;
     let mut name = spec.to_string();
     if calibrate > 0 && spec.method.gives == Gives::Loss && spec.method.name != TRUTH {
         estimator = Box::new(Calibrated::new(estimator, question, calibrate)?);
@@ -106,13 +107,13 @@ pub fn stored(pool: &Pool) -> Result<Vec<Answer>> {
 /// # Errors
 /// As [`stored`].
 pub fn outdated(pool: &Pool) -> Result<Vec<PathBuf>> {
-    let store = Store::new(pool)?;
+    let stores = Precision::ALL.into_iter().map(|precision| Store::of(pool, precision)).collect::<Result<Vec<_>>>()?;
     let mut found = Vec::new();
     for path in
-        files::list(&store.folder)?.into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "json"))
+        files::list(&stores[0].folder)?.into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "json"))
     {
         let answer: Answer = files::read_json(&path)?;
-        if store.path(&answer) != path || !answer.is_current() {
+        if stores.iter().all(|store| store.path(&answer) != path) || !answer.is_current() {
             found.push(path);
         }
     }
@@ -128,13 +129,18 @@ struct Store {
 
 impl Store {
     fn new(pool: &Pool) -> Result<Self> {
+        Self::of(pool, pool.precision())
+    }
+
+    /// Of answers that rest on scores in a precision.
+    fn of(pool: &Pool, precision: Precision) -> Result<Self> {
         let mut experts = String::new();
         for partition in pool.partitions()?.values() {
             for unit in 0..partition.units.len() {
                 experts.push_str(&pool.expert_id(partition, unit)?);
             }
         }
-        let keyed = |name: String| pool.eval_key(&name).map(|key| (name, key));
+        let keyed = |name: String| pool.eval_key_in(precision, &name).map(|key| (name, key));
         let evals = pool.eval_names()?.into_iter().map(keyed).collect::<Result<_>>()?;
         Ok(Self { folder: pool.root().join(ESTIMATES), experts, evals })
     }

@@ -176,9 +176,11 @@ pub fn score_all(
     observer: &dyn Observer,
 ) -> Result<Vec<Vec<Scored>>> {
     let keys: Vec<String> = merges.par_iter().map(|(_, members)| score_key(members)).collect();
-    let missing = keys.iter().filter(|key| !scorer.is_stored(key)).count();
     let keyed: Vec<_> = merges.iter().zip(&keys).collect();
-    in_turns(&keyed, missing, what, observer, |((label, members), key)| {
+    let missing: Vec<&Vec<Member>> =
+        keyed.iter().filter(|(_, key)| !scorer.is_stored(key)).map(|((_, members), _)| members).collect();
+    scorer.expect(missing.iter().copied().cloned());
+    in_turns(&keyed, missing.len(), what, observer, |((label, members), key)| {
         scorer.try_score_keyed(key, members, label, kind, observer)
     })
 }

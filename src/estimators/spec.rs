@@ -1,7 +1,8 @@
 //! Spec: a method and its options as people write them, `merged` or `merged:exponent=0.5`.
 
-use super::{METHODS, Method};
+use super::{Estimator, METHODS, Method, Question};
 use crate::error::{Error, Result, closest};
+use crate::pool::Pool;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -80,6 +81,23 @@ impl Spec {
             options.insert(row.name, value.trim().to_owned());
         }
         Ok(Self { method, options: Options(options) })
+    }
+
+    /// Refuses a method that cannot compute where the pool does.
+    ///
+    /// # Errors
+    /// Those of [`Pool::needs_cpu`].
+    pub fn check_device(&self, pool: &Pool) -> Result<()> {
+        if self.method.on_device { Ok(()) } else { pool.needs_cpu(&format!("estimator '{}'", self.method.name)) }
+    }
+
+    /// The method's first phase.
+    ///
+    /// # Errors
+    /// Those of [`Spec::check_device`] and of the method.
+    pub fn fit<'a>(&self, question: &Question<'a>) -> Result<Box<dyn Estimator + 'a>> {
+        self.check_device(question.pool)?;
+        (self.method.fit)(question, &self.options)
     }
 }
 

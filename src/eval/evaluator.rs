@@ -1,14 +1,17 @@
 //! Evaluator: parameters and an eval set to a log-likelihood per document, the same bytes for any number of threads.
 
 use crate::error::{Error, Result};
-use crate::kernels::{Exec, rewrite};
+use crate::kernels::{Compute, Exec, rewrite, weighted_sums_on_device};
 use crate::model::{Layout, ModelConfig, Sequences, Transformer};
 use crate::text::{TokenFile, Window, rolling_windows};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 /// Input ids that go through the model together, at least: short windows share a pass.
 const PACK: usize = 512;
+
+/// Packs that go through a model together on a device unless it is told otherwise: about 16 Ki ids.
+const TOGETHER: usize = 32;
 
 /// Held-out documents, cut into windows and packed for scoring.
 pub struct EvalSet {
@@ -102,23 +105,72 @@ pub struct Evaluator {
     pub(super) layout: Layout,
     pub(super) length: usize,
     pub(super) flat: Tensor,
+    pub(super) compute: Compute,
+    together: usize, // packs of a pass on a device
     model: Transformer,
 }
 
 impl Evaluator {
-    /// A model with all parameters 0, for windows of at most `length` predictions.
+    /// A model on the processor with all parameters 0, for windows of at most `length` predictions.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when the layout does not fit the config.
     pub fn new(config: &ModelConfig, layout: &Layout, length: usize) -> Result<Self> {
-        let flat = Tensor::zeros(layout.len(), candle_core::DType::F32, &Device::Cpu)?;
-        let model = Transformer::new(config, layout, &flat, length, Exec::Alone)?;
-        Ok(Self { config: config.clone(), layout: layout.clone(), length, flat, model })
+        Self::on(&Compute::cpu(), config, layout, length)
+    }
+
+    /// As [`Evaluator::new`], wherever `compute` says.
+    ///
+    /// # Errors
+    /// As [`Evaluator::new`], and those of the device.
+    pub fn on(compute: &Compute, config: &ModelConfig, layout: &Layout, length: usize) -> Result<Self> {
+        let flat = Tensor::zeros(layout.len(), compute.dtype(), compute.device())?;
+        let exec = if compute.is_queued() { compute.exec() } else { Exec::Alone };
+        let model = Transformer::new(config, layout, &flat, length, exec)?;
+        Ok(Self {
+            config: config.clone(),
+            layout: layout.clone(),
+            length,
+            flat,
+            compute: compute.clone(),
+            together: TOGETHER,
+            model,
+        })
     }
 
     /// Lets `write` overwrite the parameters, in the order of the layout.
     pub fn set(&self, write: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
-        rewrite(&self.flat, write)
+        if !self.compute.is_queued() {
+            return rewrite(&self.flat, write);
+        }
+        let mut values = vec![0f32; self.layout.len()];
+        write(&mut values)?;
+        let length = values.len();
+        self.set_to_sum(&[1.0], &[Tensor::from_vec(values, length, self.compute.device())?])
+    }
+
+    /// The parameters where they lie: `[layout length]` in the type the model computes in. Who overwrites them changes the model.
+    pub fn parameters(&self) -> &Tensor {
+        &self.flat
+    }
+
+    /// Ids that go through the model together on a device, about.
+    pub fn pass_tokens(&self) -> usize {
+        self.together * PACK.max(self.length)
+    }
+
+    /// Sets how many that are, at least one pack; false when they are no fewer than before.
+    pub fn set_pass_tokens(&mut self, tokens: usize) -> bool {
+        let before = std::mem::replace(&mut self.together, (tokens / PACK.max(self.length)).max(1));
+        self.together < before
+    }
+
+    /// Overwrites the parameters on a device by Σ `weights[i] · members[i]`, vectors in the order of the layout that lie there.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when lengths disagree.
+    pub fn set_to_sum(&self, weights: &[f64], members: &[Tensor]) -> Result<()> {
+        weighted_sums_on_device(std::slice::from_ref(&self.flat), &[weights.to_vec()], members)
     }
 
     /// The negative log-likelihood of every document, in nats: sums in f64, token by token in document order.
@@ -135,6 +187,12 @@ impl Evaluator {
     /// Passes run side by side on the current rayon pool.
     pub fn token_nll(&self, set: &EvalSet) -> Result<Vec<f64>> {
         debug_assert!(set.longest > 0);
+        if self.compute.is_queued() {
+            let nll = |pass: Pass| self.model.queue_nll(pass.sequences(), &pass.rows, &pass.targets);
+            let queued = set.passes(self.together).map(nll).collect::<Result<Vec<_>>>()?;
+            let read = queued.iter().map(|nll| Ok(nll.to_vec1()?)).collect::<Result<Vec<Vec<f64>>>>()?;
+            return Ok(read.concat());
+        }
         let passes: Vec<Vec<f64>> = set.packs.par_iter().map(|pack| self.pass(pack)).collect::<Result<_>>()?;
         Ok(passes.concat())
     }

@@ -2,9 +2,9 @@
 
 use super::{EvalSet, Evaluator};
 use crate::error::{Error, Result};
-use crate::kernels::{Exec, LowRankFactors, add_low_rank, inner_product};
+use crate::kernels::{LowRankFactors, add_low_rank, inner_product};
 use crate::model::{Checkpoint, Layout, Parameter, Transformer, Weights};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 /// Passes of scoring that go through the model together: about 2048 ids, enough to divide one pass over threads.
 pub(super) const TOGETHER: usize = 4;
@@ -46,9 +46,9 @@ impl Evaluator {
 
     /// The model for sequences of at most `length` ids, each pass divided over threads, and a gradient of 0 to add to.
     pub(super) fn differentiable(&self, length: usize) -> Result<Differentiable> {
-        let gradient = Tensor::zeros(self.layout.len(), DType::F32, &Device::Cpu)?;
+        let gradient = Tensor::zeros(self.layout.len(), DType::F32, self.compute.device())?;
         let views = Weights::views(&self.config, &self.layout, &gradient)?;
-        let model = Transformer::new(&self.config, &self.layout, &self.flat, length, Exec::Split)?;
+        let model = Transformer::new(&self.config, &self.layout, &self.flat, length, self.compute.exec())?;
         Ok(Differentiable { model, gradient, views })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{modify, simd, values};
 use crate::error::Result;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 /// Values handled by one task; fixed, so that the gradient norm is the same for any number of threads.
@@ -53,19 +53,19 @@ pub fn adamw_step(options: &AdamW, parameters: &Tensor, first: &Tensor, second: 
 }
 
 /// The constants of a step, in the precision of the parameters.
-struct Update {
-    keep: f32,
-    step_size: f32,
-    root: f32,
-    eps: f32,
+pub(super) struct Update {
+    pub(super) keep: f32,
+    pub(super) step_size: f32,
+    pub(super) root: f32,
+    pub(super) eps: f32,
     gain: f32,
-    new1: f32,
-    new2: f32,
-    beta2: f32,
+    pub(super) new1: f32,
+    pub(super) new2: f32,
+    pub(super) beta2: f32,
 }
 
 impl Update {
-    fn new(options: &AdamW) -> Self {
+    pub(super) fn new(options: &AdamW) -> Self {
         let AdamW { rate, beta1, beta2, eps, weight_decay, gradient_scale, step } = *options;
         Self {
             keep: (1.0 - rate * weight_decay) as f32,
@@ -133,6 +133,9 @@ fn modify_both(a: &Tensor, b: &Tensor, change: impl FnOnce(&mut [f32], &mut [f32
 
 /// Σ xᵢ² in f64.
 pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
+    if !x.device().is_cpu() {
+        return sum_of_squares(&x.to_device(&Device::Cpu)?);
+    }
     let x = values(x)?;
     let blocks: Vec<f64> = x
         .par_chunks(BLOCK)

@@ -5,7 +5,7 @@
 //! row (Dao et al. 2022, arXiv 2205.14135). One task is one sequence; sequences never see each other.
 
 use super::matmul::{Into, Matrix, MatrixMut, matmul};
-use super::{Exec, for_each, simd, split_mut, tensor, values};
+use super::{Exec, device, for_each, simd, split_mut, tensor, values};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -32,7 +32,7 @@ impl Heads {
         self.keys * self.dim
     }
 
-    fn scale(self) -> f32 {
+    pub(super) fn scale(self) -> f32 {
         1.0 / (self.dim as f32).sqrt()
     }
 }
@@ -49,6 +49,9 @@ pub fn attention(
     k: &Tensor,
     v: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
+    if let Exec::Device { .. } = exec {
+        return device::attention(heads, lengths, q, k, v);
+    }
     let n = q.dim(0)?;
     let (q, k, v) = (values(q)?, values(k)?, values(v)?);
     let mut out = vec![0f32; n * heads.query_width()];
@@ -79,6 +82,9 @@ pub fn attention_backward(
     lse: &Tensor,
     dout: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
+    if let Exec::Device { .. } = exec {
+        return device::attention_backward(heads, lengths, q, k, v, out, lse, dout);
+    }
     let n = q.dim(0)?;
     let (q, k, v, out, lse, dout) = (values(q)?, values(k)?, values(v)?, values(out)?, values(lse)?, values(dout)?);
     let (wide, narrow) = (heads.query_width(), heads.key_width());

@@ -1,6 +1,6 @@
 //! Bias: a vector added to every row, and its gradient.
 
-use super::{Exec, ROW_BLOCK, for_blocks, modify, simd, values};
+use super::{Exec, ROW_BLOCK, device, for_blocks, modify, simd, values};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -9,6 +9,9 @@ use candle_core::Tensor;
 /// # Shapes
 /// `y: [n, d]`, `bias: [d]`.
 pub fn add_bias(exec: Exec, y: &Tensor, bias: &Tensor) -> Result<()> {
+    if let Exec::Device { .. } = exec {
+        return device::add(y, bias);
+    }
     let width = y.dim(1)?;
     let bias = values(bias)?;
     modify(y, |y| {
@@ -30,6 +33,9 @@ pub fn add_bias(exec: Exec, y: &Tensor, bias: &Tensor) -> Result<()> {
 /// # Shapes
 /// `dy: [n, d]`, `dbias: [d]`.
 pub fn bias_backward(exec: Exec, dy: &Tensor, dbias: &Tensor) -> Result<()> {
+    if let Exec::Device { .. } = exec {
+        return device::column_sums(dy, None, dbias);
+    }
     let (n, width) = dy.dims2()?;
     let dy = values(dy)?;
     let mut partial = vec![0f32; n.div_ceil(ROW_BLOCK) * width];

@@ -5,7 +5,7 @@
 //! exists at a time, whatever the vocabulary.
 
 use super::matmul::{Into, Matrix, MatrixMut, matmul};
-use super::{Exec, for_blocks, modify, simd, tensor, values};
+use super::{Exec, device, for_blocks, modify, simd, tensor, values};
 use crate::error::{Error, Result};
 use candle_core::Tensor;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +31,9 @@ pub fn cross_entropy(exec: Exec, x: &Tensor, w: &Tensor, targets: &[u32]) -> Res
     let (_, width) = x.dims2()?;
     let vocabulary = w.dim(0)?;
     check(targets, vocabulary)?;
+    if let Exec::Device { .. } = exec {
+        return Ok(cross_entropy_queued(exec, x, w, targets)?.to_vec1()?);
+    }
     let (x, w) = (values(x)?, values(w)?);
     let mut logits = vec![0f32; TILE_ROWS.min(targets.len()) * TILE_VOCABULARY.min(vocabulary)];
     let mut nll = Vec::with_capacity(targets.len());
@@ -54,6 +57,20 @@ pub fn cross_entropy(exec: Exec, x: &Tensor, w: &Tensor, targets: &[u32]) -> Res
         nll.extend(sums.iter().map(LogSumExp::nll));
     }
     Ok(nll)
+}
+
+/// As [`cross_entropy`], of a device, where the losses stay: `[n]` f64.
+///
+/// # Errors
+/// [`Error::Usage`] when operators run on the processor.
+pub(crate) fn cross_entropy_queued(exec: Exec, x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    check(targets, w.dim(0)?)?;
+    let Exec::Device { tf32 } = exec else { return Err(not_queued()) };
+    device::cross_entropy(tf32, x, w, targets)
+}
+
+fn not_queued() -> Error {
+    Error::Usage("losses that stay on a device, asked of the processor".into())
 }
 
 /// A running log-sum-exp over the logits of one row, and the logit of its target.
@@ -93,7 +110,28 @@ pub fn cross_entropy_backward(
     scale: f32,
     dw: &Tensor,
 ) -> Result<(Vec<f64>, Tensor)> {
+    if let Exec::Device { .. } = exec {
+        let (nll, dx) = cross_entropy_backward_queued(exec, x, w, targets, scale, dw)?;
+        return Ok((nll.to_vec1()?, dx));
+    }
     cross_entropy_backward_seen(exec, x, w, targets, scale, dw, &mut |_, _, _| Ok(()))
+}
+
+/// As [`cross_entropy_backward`], of a device, where the losses stay: `[n]` f64.
+///
+/// # Errors
+/// [`Error::Usage`] when operators run on the processor.
+pub(crate) fn cross_entropy_backward_queued(
+    exec: Exec,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    scale: f32,
+    dw: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    check(targets, w.dim(0)?)?;
+    let Exec::Device { tf32 } = exec else { return Err(not_queued()) };
+    device::cross_entropy_backward(tf32, x, w, targets, scale, dw)
 }
 
 /// Who is shown some rows: the index of the first, their inputs and the gradients of their logits.
@@ -173,6 +211,9 @@ fn backward(
     row: impl Fn(&mut [f32], usize) -> f64 + Sync,
     see: &mut SeeRows<'_>,
 ) -> Result<(Vec<f64>, Tensor)> {
+    if let Exec::Device { .. } = exec {
+        return Err(Error::Usage("this gradient is taken on the processor only; leave out --device".into()));
+    }
     let (n, width) = x.dims2()?;
     let vocabulary = w.dim(0)?;
     check(targets, vocabulary)?;

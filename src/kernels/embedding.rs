@@ -1,6 +1,6 @@
 //! Embedding: rows picked from a table, and the scatter that is its gradient.
 
-use super::{modify, tensor, values};
+use super::{Exec, device, modify, tensor, values};
 use crate::error::{Error, Result};
 use candle_core::Tensor;
 
@@ -11,7 +11,7 @@ use candle_core::Tensor;
 ///
 /// # Errors
 /// [`Error::Mismatch`] when an id lies outside the table.
-pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+pub fn embedding(exec: Exec, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     let (vocabulary, width) = table.dims2()?;
     if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
         return Err(Error::Mismatch {
@@ -21,6 +21,9 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
             ),
         });
     }
+    if let Exec::Device { .. } = exec {
+        return device::gather(table, ids.to_vec());
+    }
     let rows: Vec<usize> = ids.iter().map(|id| *id as usize).collect();
     gather(table, &rows, width)
 }
@@ -29,9 +32,16 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
 ///
 /// # Shapes
 /// `x: [n, d]`, `rows: [m]` → `[m, d]`.
-pub fn select_rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+pub fn select_rows(exec: Exec, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::gather(x, narrowed(rows));
+    }
     let width = x.dim(1)?;
     gather(x, rows, width)
+}
+
+fn narrowed(rows: &[usize]) -> Vec<u32> {
+    rows.iter().map(|row| *row as u32).collect()
 }
 
 fn gather(table: &Tensor, rows: &[usize], width: usize) -> Result<Tensor> {
@@ -47,7 +57,10 @@ fn gather(table: &Tensor, rows: &[usize], width: usize) -> Result<Tensor> {
 ///
 /// # Shapes
 /// `rows: [m]`, none twice, `dy: [m, d]` → `[n, d]`.
-pub fn select_rows_backward(rows: &[usize], dy: &Tensor, n: usize) -> Result<Tensor> {
+pub fn select_rows_backward(exec: Exec, rows: &[usize], dy: &Tensor, n: usize) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::scatter(dy, narrowed(rows), n);
+    }
     let width = dy.dim(1)?;
     let dy = values(dy)?;
     let mut dx = vec![0f32; n * width];
@@ -61,7 +74,10 @@ pub fn select_rows_backward(rows: &[usize], dy: &Tensor, n: usize) -> Result<Ten
 ///
 /// # Shapes
 /// `ids: [n]`, `dx: [n, d]`, `dtable: [vocabulary, d]`.
-pub fn embedding_backward(ids: &[u32], dx: &Tensor, dtable: &Tensor) -> Result<()> {
+pub fn embedding_backward(exec: Exec, ids: &[u32], dx: &Tensor, dtable: &Tensor) -> Result<()> {
+    if let Exec::Device { .. } = exec {
+        return device::add_by_id(ids, dx, dtable);
+    }
     let width = dx.dim(1)?;
     let dx = values(dx)?;
     modify(dtable, |dtable| {

@@ -1,6 +1,6 @@
 //! Fused: queries, keys and values as one layer's output, taken apart for the attention and put together for its gradient.
 
-use super::{Exec, ROW_BLOCK, for_each, tensor, values};
+use super::{Exec, ROW_BLOCK, device, for_each, tensor, values};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -15,7 +15,7 @@ pub struct Turns {
 
 impl Turns {
     /// Columns of all turns.
-    fn width(self) -> usize {
+    pub(super) fn width(self) -> usize {
         self.count * self.widths.iter().sum::<usize>()
     }
 }
@@ -25,6 +25,9 @@ impl Turns {
 /// # Shapes
 /// `fused: [n, Σ widths · count]` → three times `[n, width · count]`.
 pub fn split_fused(exec: Exec, turns: Turns, fused: &Tensor) -> Result<[Tensor; 3]> {
+    if let Exec::Device { .. } = exec {
+        return device::split_fused(turns, fused);
+    }
     let n = fused.dim(0)?;
     let fused = values(fused)?;
     let mut parts = turns.widths.map(|width| vec![0f32; n * turns.count * width]);
@@ -48,6 +51,9 @@ pub fn split_fused(exec: Exec, turns: Turns, fused: &Tensor) -> Result<[Tensor; 
 
 /// The inverse of [`split_fused`], which is its gradient.
 pub fn join_fused(exec: Exec, turns: Turns, parts: [&Tensor; 3]) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::join_fused(turns, parts);
+    }
     let n = parts[0].dim(0)?;
     let [q, k, v] = parts;
     let (q, k, v) = (values(q)?, values(k)?, values(v)?);

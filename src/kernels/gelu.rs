@@ -1,6 +1,6 @@
 //! GELU: x Φ(x) element by element, exact or by its tanh form, and its gradient.
 
-use super::{Exec, for_blocks, simd, tensor, values};
+use super::{Exec, device, for_blocks, simd, tensor, values};
 use crate::error::Result;
 use candle_core::Tensor;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
@@ -45,6 +45,9 @@ impl Gelu {
 /// # Shapes
 /// `x: [n, f]` → `[n, f]`.
 pub fn gelu(exec: Exec, form: Gelu, x: &Tensor) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::gelu(form, x, None);
+    }
     let (n, width) = x.dims2()?;
     let x = values(x)?;
     let mut y = vec![0f32; n * width];
@@ -63,6 +66,9 @@ pub fn gelu(exec: Exec, form: Gelu, x: &Tensor) -> Result<Tensor> {
 /// # Shapes
 /// All `[n, f]`.
 pub fn gelu_backward(exec: Exec, form: Gelu, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::gelu(form, x, Some(dy));
+    }
     let (n, width) = x.dims2()?;
     let (x, dy) = (values(x)?, values(dy)?);
     let mut dx = vec![0f32; n * width];

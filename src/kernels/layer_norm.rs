@@ -1,6 +1,7 @@
 //! Layer norm: rows shifted to mean 0 and scaled to variance 1, then gain and bias; and the gradient.
 
-use super::{Exec, ROW_BLOCK, for_blocks, modify, simd, tensor, values};
+use super::device::{self, NormKind};
+use super::{Exec, ROW_BLOCK, add_assign, for_blocks, modify, simd, tensor, values};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -9,6 +10,9 @@ use candle_core::Tensor;
 /// # Shapes
 /// `x: [n, d]`, `gain, bias: [d]` → `[n, d]`.
 pub fn layer_norm(exec: Exec, x: &Tensor, gain: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::norm(NormKind::Layer, x, None, gain, Some(bias), eps);
+    }
     let (n, width) = x.dims2()?;
     let (x, gain, bias) = (values(x)?, values(gain)?, values(bias)?);
     let mut y = vec![0f32; n * width];
@@ -29,6 +33,25 @@ pub fn layer_norm(exec: Exec, x: &Tensor, gain: &Tensor, bias: &Tensor, eps: f32
     tensor(y, n, width)
 }
 
+/// Adds `added` to `x` in place, and [`layer_norm`] of the sum: one launch on a device.
+///
+/// # Shapes
+/// `x, added: [n, d]`, `gain, bias: [d]` → `[n, d]`.
+pub fn layer_norm_of_sum(
+    exec: Exec,
+    x: &Tensor,
+    added: &Tensor,
+    gain: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::norm(NormKind::Layer, x, Some(added), gain, Some(bias), eps);
+    }
+    add_assign(exec, x, added)?;
+    layer_norm(exec, x, gain, bias, eps)
+}
+
 /// Adds the gradients to `dx` (a new tensor when `None`) and `dgain`; returns `dx`. That of the bias is
 /// [`bias_backward`](super::bias_backward)'s.
 ///
@@ -46,6 +69,9 @@ pub fn layer_norm_backward(
     dx: Option<Tensor>,
     dgain: &Tensor,
 ) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::norm_backward(NormKind::Layer, x, gain, eps, dy, dx, dgain);
+    }
     let (n, width) = x.dims2()?;
     let (x, gain, dy) = (values(x)?, values(gain)?, values(dy)?);
     let dx = dx.map_or_else(|| tensor(vec![0f32; n * width], n, width), Ok)?;

@@ -1,5 +1,6 @@
 //! Linear: a matrix applied to every row, and its gradient; stored outputs first or, as GPT-2's, inputs first.
 
+use super::device::{self, Operand};
 use super::matmul::{Into, Matrix, MatrixMut, matmul};
 use super::{Exec, modify, tensor, values};
 use crate::error::Result;
@@ -11,6 +12,9 @@ use candle_core::Tensor;
 /// `x: [n, in]`, `w: [out, in]` (`PyTorch`'s layout) → `[n, out]`.
 pub fn linear(exec: Exec, x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let (outputs, inputs) = w.dims2()?;
+    if let Exec::Device { tf32 } = exec {
+        return device::product(tf32, Operand::plain(x), Operand::transposed(w), None);
+    }
     multiply(exec, x, Matrix::new(&values(w)?, outputs, inputs).t(), outputs)
 }
 
@@ -20,6 +24,9 @@ pub fn linear(exec: Exec, x: &Tensor, w: &Tensor) -> Result<Tensor> {
 /// `x: [n, in]`, `w: [in, out]` → `[n, out]`.
 pub fn conv1d(exec: Exec, x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let (inputs, outputs) = w.dims2()?;
+    if let Exec::Device { tf32 } = exec {
+        return device::product(tf32, Operand::plain(x), Operand::plain(w), None);
+    }
     multiply(exec, x, Matrix::new(&values(w)?, inputs, outputs), outputs)
 }
 
@@ -35,6 +42,10 @@ pub fn linear_backward(
     dx: Option<Tensor>,
     dw: &Tensor,
 ) -> Result<Tensor> {
+    if let Exec::Device { tf32 } = exec {
+        device::gemm(tf32, dw, true, Operand::transposed(dy), Operand::plain(x))?;
+        return device::product(tf32, Operand::plain(dy), Operand::plain(w), dx);
+    }
     let (n, inputs) = x.dims2()?;
     let outputs = w.dim(0)?;
     let (x, w, dy) = (values(x)?, values(w)?, values(dy)?);
@@ -57,6 +68,10 @@ pub fn conv1d_backward(
     dx: Option<Tensor>,
     dw: &Tensor,
 ) -> Result<Tensor> {
+    if let Exec::Device { tf32 } = exec {
+        device::gemm(tf32, dw, true, Operand::transposed(x), Operand::plain(dy))?;
+        return device::product(tf32, Operand::plain(dy), Operand::transposed(w), dx);
+    }
     let (n, inputs) = x.dims2()?;
     let outputs = w.dim(1)?;
     let (x, w, dy) = (values(x)?, values(w)?, values(dy)?);

@@ -80,7 +80,7 @@ pub(crate) fn matmul(exec: Exec, into: Into, out: MatrixMut<'_>, a: Matrix<'_>, 
     assert!(fits(out.values.len(), out.rows, out.columns, out.row_stride, 1), "matmul result is too short");
     let parallelism = match exec {
         Exec::Split => Parallelism::Rayon(0),
-        Exec::Alone => Parallelism::None,
+        Exec::Alone | Exec::Device { .. } => Parallelism::None,
     };
     // SAFETY: every element addressed by the strides lies inside its slice (asserted above), `out` is borrowed
     // mutably and so overlaps neither operand.

@@ -12,6 +12,7 @@ mod along;
 mod attention;
 mod bias;
 mod cross_entropy;
+mod device;
 mod embedding;
 mod fused;
 mod gelu;
@@ -32,20 +33,22 @@ pub use adamw::{AdamW, adamw_direction, adamw_step, preconditioner, sum_of_squar
 pub use along::{Along, Directions};
 pub use attention::{Heads, attention, attention_backward};
 pub use bias::{add_bias, bias_backward};
-pub(crate) use cross_entropy::cross_entropy_backward_seen;
 pub use cross_entropy::{cross_entropy, cross_entropy_backward, log_odds, log_odds_backward};
+pub(crate) use cross_entropy::{cross_entropy_backward_queued, cross_entropy_backward_seen, cross_entropy_queued};
+pub use device::{Compute, DeviceChoice, DeviceMemory, Precision, Source, StreamedSums, weighted_sums_on_device};
+pub(crate) use device::{DeviceAdamW, add_sum, fill_zero as fill_zero_queued};
 pub use embedding::{embedding, embedding_backward, select_rows, select_rows_backward};
 pub use fused::{Turns, join_fused, split_fused};
 pub use gelu::{Gelu, gelu, gelu_backward};
 pub use gram::add_gram;
 pub use inner_product::{dot, inner_product};
-pub use layer_norm::{layer_norm, layer_norm_backward};
+pub use layer_norm::{layer_norm, layer_norm_backward, layer_norm_of_sum};
 pub use linear::{conv1d, conv1d_backward, linear, linear_backward};
 pub use low_rank::{LowRankFactors, add_low_rank};
 pub(crate) use matmul::{Into, Matrix, MatrixMut, matmul};
 pub use projection::Projection;
-pub use rms_norm::{rms_norm, rms_norm_backward};
-pub use rope::{RopeTable, rope, rope_frequencies};
+pub use rms_norm::{rms_norm, rms_norm_backward, rms_norm_of_sum};
+pub use rope::{RopeTable, rope, rope_both, rope_frequencies};
 pub use swiglu::{swiglu, swiglu_backward};
 pub use weighted_sum::{Floats, Members, weighted_sum, weighted_sums};
 
@@ -56,13 +59,19 @@ use std::ops::{Deref, Range};
 
 use crate::error::{Error, Result};
 
-/// How an operator may use the machine. The numbers it computes are the same either way.
+/// How an operator may use the machine. The numbers it computes on the processor are the same either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exec {
     /// Split the work over the current rayon pool: one large batch at a time, as in training.
     Split,
     /// Stay on the calling thread: many small batches side by side, as in scoring.
     Alone,
+    /// Launch kernels on the device where the tensors lie, or their emulation where that is the CPU. Results are near those of
+    /// the processor, not the same.
+    Device {
+        /// Whether products of f32 may round their operands to TF32.
+        tf32: bool,
+    },
 }
 
 /// Rows handled by one task; fixed, so that sums over rows are the same for any number of threads.
@@ -130,6 +139,9 @@ pub(crate) fn tensor(values: Vec<f32>, rows: usize, columns: usize) -> Result<Te
 
 /// Adds `source` to `target` in place; both of one shape.
 pub fn add_assign(exec: Exec, target: &Tensor, source: &Tensor) -> Result<()> {
+    if let Exec::Device { .. } = exec {
+        return device::add(target, source);
+    }
     let source = values(source)?;
     modify(target, |target| {
         for_blocks(exec, target, 1 << 14, |block, target| {
@@ -146,7 +158,7 @@ pub fn add_assign(exec: Exec, target: &Tensor, source: &Tensor) -> Result<()> {
 pub(crate) fn for_blocks(exec: Exec, out: &mut [f32], length: usize, each: impl Fn(usize, &mut [f32]) + Sync) {
     match exec {
         Exec::Split => out.par_chunks_mut(length).enumerate().for_each(|(i, block)| each(i, block)),
-        Exec::Alone => out.chunks_mut(length).enumerate().for_each(|(i, block)| each(i, block)),
+        _ => out.chunks_mut(length).enumerate().for_each(|(i, block)| each(i, block)),
     }
 }
 
@@ -154,7 +166,7 @@ pub(crate) fn for_blocks(exec: Exec, out: &mut [f32], length: usize, each: impl 
 pub(crate) fn for_each<T: Send>(exec: Exec, items: Vec<T>, each: impl Fn(usize, T) + Sync) {
     match exec {
         Exec::Split => items.into_par_iter().enumerate().for_each(|(i, item)| each(i, item)),
-        Exec::Alone => items.into_iter().enumerate().for_each(|(i, item)| each(i, item)),
+        _ => items.into_iter().enumerate().for_each(|(i, item)| each(i, item)),
     }
 }
 

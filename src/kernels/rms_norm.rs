@@ -1,6 +1,7 @@
 //! RMS norm: rows divided by their root mean square, and the gradient.
 
-use super::{Exec, ROW_BLOCK, for_blocks, modify, simd, tensor, values};
+use super::device::{self, NormKind};
+use super::{Exec, ROW_BLOCK, add_assign, for_blocks, modify, simd, tensor, values};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -9,6 +10,9 @@ use candle_core::Tensor;
 /// # Shapes
 /// `x: [n, d]`, `weight: [d]` → `[n, d]`.
 pub fn rms_norm(exec: Exec, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::norm(NormKind::Rms, x, None, weight, None, eps);
+    }
     let (n, width) = x.dims2()?;
     let (x, weight) = (values(x)?, values(weight)?);
     let mut y = vec![0f32; n * width];
@@ -29,6 +33,18 @@ pub fn rms_norm(exec: Exec, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Ten
     tensor(y, n, width)
 }
 
+/// Adds `added` to `x` in place, and [`rms_norm`] of the sum: one launch on a device.
+///
+/// # Shapes
+/// `x, added: [n, d]`, `weight: [d]` → `[n, d]`.
+pub fn rms_norm_of_sum(exec: Exec, x: &Tensor, added: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::norm(NormKind::Rms, x, Some(added), weight, None, eps);
+    }
+    add_assign(exec, x, added)?;
+    rms_norm(exec, x, weight, eps)
+}
+
 /// Adds the gradients to `dx` (a new tensor when `None`) and `dweight`; returns `dx`.
 ///
 /// With r = 1 / rms(x): dx = r w dy − x r³ / d Σ(w dy x), dweight = Σ over rows of dy x r.
@@ -44,6 +60,9 @@ pub fn rms_norm_backward(
     dx: Option<Tensor>,
     dweight: &Tensor,
 ) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::norm_backward(NormKind::Rms, x, weight, eps, dy, dx, dweight);
+    }
     let (n, width) = x.dims2()?;
     let (x, weight, dy) = (values(x)?, values(weight)?, values(dy)?);
     let dx = dx.map_or_else(|| tensor(vec![0f32; n * width], n, width), Ok)?;

@@ -1,17 +1,22 @@
 //! `RoPE`: rotary position embedding in the half-split form of Hugging Face weights.
 
-use super::{Exec, modify, simd, split_mut};
+use super::{Exec, device, modify, simd, split_mut};
 use crate::error::Result;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
+use std::sync::{Arc, Mutex};
 
 /// Cosines and sines for every position and frequency.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
-    head_dim: usize,
-    half: usize,   // pairs that turn; elements from 2 · half on do not
-    cos: Vec<f32>, // [positions, half]
+    pub(super) head_dim: usize,
+    pub(super) half: usize, // pairs that turn; elements from 2 · half on do not
+    cos: Vec<f32>,          // [positions, half]
     sin: Vec<f32>,
+    placed: Placed,
 }
+
+/// Cosines and sines on the device that asked for them last.
+type Placed = Arc<Mutex<Option<[Tensor; 2]>>>;
 
 impl RopeTable {
     /// Angles `position · theta^(−2i / head_dim)` for positions below `positions` (Su et al. 2021, arXiv 2104.09864).
@@ -32,7 +37,18 @@ impl RopeTable {
         assert!(2 * frequencies.len() <= head_dim, "more frequencies than pairs of elements");
         let angles = (0..positions).flat_map(|position| frequencies.iter().map(move |f| position as f64 * f));
         let (sin, cos) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
-        Self { head_dim, half: frequencies.len(), cos, sin }
+        Self { head_dim, half: frequencies.len(), cos, sin, placed: Placed::default() }
+    }
+
+    /// The table on a device.
+    pub(super) fn placed(&self, device: &Device) -> Result<(Tensor, Tensor)> {
+        let mut placed = self.placed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some([cos, sin]) = placed.as_ref().filter(|[cos, _]| cos.device().same_device(device)) {
+            return Ok((cos.clone(), sin.clone()));
+        }
+        let (cos, sin) = (device::table(&self.cos, device)?, device::table(&self.sin, device)?);
+        *placed = Some([cos.clone(), sin.clone()]);
+        Ok((cos, sin))
     }
 
     /// How many positions the table covers.
@@ -53,6 +69,9 @@ pub fn rope_frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
 /// # Shapes
 /// `x: [n, heads · head_dim]`; `lengths` are the sequence lengths, their sum is n.
 pub fn rope(exec: Exec, x: &Tensor, table: &RopeTable, lengths: &[usize], inverse: bool) -> Result<()> {
+    if let Exec::Device { .. } = exec {
+        return device::rope(x, None, table, lengths, inverse);
+    }
     let width = x.dim(1)?;
     let sign = if inverse { -1.0 } else { 1.0 };
     modify(x, |x| {
@@ -68,6 +87,22 @@ pub fn rope(exec: Exec, x: &Tensor, table: &RopeTable, lengths: &[usize], invers
             );
         });
     })
+}
+
+/// [`rope`] of queries and keys: one launch on a device.
+pub fn rope_both(
+    exec: Exec,
+    q: &Tensor,
+    k: &Tensor,
+    table: &RopeTable,
+    lengths: &[usize],
+    inverse: bool,
+) -> Result<()> {
+    if let Exec::Device { .. } = exec {
+        return device::rope(q, Some(k), table, lengths, inverse);
+    }
+    rope(exec, q, table, lengths, inverse)?;
+    rope(exec, k, table, lengths, inverse)
 }
 
 #[inline(always)]

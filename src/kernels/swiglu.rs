@@ -1,6 +1,6 @@
 //! `SwiGLU`: silu(gate) · up, element by element, and its gradient.
 
-use super::{Exec, for_blocks, for_each, simd, tensor, values};
+use super::{Exec, device, for_blocks, for_each, simd, tensor, values};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -11,6 +11,9 @@ const BLOCK: usize = 1 << 13;
 /// # Shapes
 /// `gate, up: [n, f]` → `[n, f]`.
 pub fn swiglu(exec: Exec, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if let Exec::Device { .. } = exec {
+        return device::swiglu(gate, up);
+    }
     let (n, width) = gate.dims2()?;
     let (gate, up) = (values(gate)?, values(up)?);
     let mut out = vec![0f32; n * width];
@@ -33,6 +36,9 @@ pub fn swiglu(exec: Exec, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// # Shapes
 /// All `[n, f]`.
 pub fn swiglu_backward(exec: Exec, gate: &Tensor, up: &Tensor, dout: &Tensor) -> Result<(Tensor, Tensor)> {
+    if let Exec::Device { .. } = exec {
+        return device::swiglu_backward(gate, up, dout);
+    }
     let (n, width) = gate.dims2()?;
     let (gate, up, dout) = (values(gate)?, values(up)?, values(dout)?);
     let (mut dgate, mut dup) = (vec![0f32; n * width], vec![0f32; n * width]);

@@ -1,7 +1,9 @@
 //! Merge: parameters averaged by a mixture's weights, straight from mapped files into one flat buffer.
 
+mod on_device;
 mod regmean;
 
+pub use on_device::{DeviceMerger, write};
 pub use regmean::regression_mean;
 
 use crate::error::Result;

@@ -4,7 +4,7 @@ use super::Transformer;
 use super::tap::Tap;
 use super::weights::{Attention, Norm};
 use crate::error::{Error, Result};
-use crate::kernels::{attention, attention_backward, join_fused, rope, split_fused};
+use crate::kernels::{attention, attention_backward, join_fused, rope_both, split_fused};
 use candle_core::Tensor;
 
 /// What the backward pass needs of the forward pass.
@@ -31,8 +31,7 @@ impl Transformer {
         let (projected_q, q) = self.head_norm(q, w.q_norm.as_ref())?;
         let (projected_k, k) = self.head_norm(k, w.k_norm.as_ref())?;
         if let Some(table) = &self.rope {
-            rope(exec, &q, table, lengths, false)?;
-            rope(exec, &k, table, lengths, false)?;
+            rope_both(exec, &q, &k, table, lengths, false)?;
         }
         let (attended, lse) = attention(exec, self.config.heads(), lengths, &q, &k, &v)?;
         let out = self.linear(&attended, &w.output)?;
@@ -63,8 +62,7 @@ impl Transformer {
             &dattended,
         )?;
         if let Some(table) = &self.rope {
-            rope(exec, &dq, table, lengths, true)?;
-            rope(exec, &dk, table, lengths, true)?;
+            rope_both(exec, &dq, &dk, table, lengths, true)?;
         }
         let dq = head_norm_backward(a.projected_q.as_ref(), w.q_norm.as_ref(), dq, into.q_norm.as_ref(), tap)?;
         let dk = head_norm_backward(a.projected_k.as_ref(), w.k_norm.as_ref(), dk, into.k_norm.as_ref(), tap)?;

@@ -24,10 +24,16 @@ impl Transformer {
     pub(super) fn block_forward(&self, w: &Block, lengths: &[usize], x: Tensor) -> Result<(Tensor, Activations)> {
         let read = self.read(&x, &w.attention_norm)?;
         let (out, attention) = self.attend(&w.attention, lengths, read)?;
-        let (attention_out, stream) = self.write(out, &w.attention_norm, &x)?;
-
-        let middle = if self.config.use_parallel_residual { x.clone() } else { stream.clone() };
-        let read = self.read(&middle, &w.feed_forward_norm)?;
+        let one_after_the_other = !self.config.norms_come_after() && !self.config.use_parallel_residual;
+        let (attention_out, stream, middle, read) = if one_after_the_other {
+            let read = self.norm_of_sum(&out, &x, &w.feed_forward_norm)?;
+            (None, out.clone(), out, read)
+        } else {
+            let (attention_out, stream) = self.write(out, &w.attention_norm, &x)?;
+            let middle = if self.config.use_parallel_residual { x.clone() } else { stream.clone() };
+            let read = self.read(&middle, &w.feed_forward_norm)?;
+            (attention_out, stream, middle, read)
+        };
         let (out, feed_forward) = self.feed(&w.feed_forward, read)?;
         let (feed_forward_out, stream) = self.write(out, &w.feed_forward_norm, &stream)?;
         Ok((stream, Activations { x, attention, attention_out, middle, feed_forward, feed_forward_out }))

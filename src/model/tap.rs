@@ -6,8 +6,8 @@
 use super::weights::{Linear, Norm};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Exec, bias_backward, conv1d_backward, cross_entropy_backward_seen, embedding_backward, layer_norm_backward,
-    linear_backward, rms_norm_backward, values,
+    Exec, bias_backward, conv1d_backward, cross_entropy_backward, cross_entropy_backward_seen, embedding_backward,
+    layer_norm_backward, linear_backward, rms_norm_backward, values,
 };
 use candle_core::Tensor;
 
@@ -72,7 +72,7 @@ pub type See<'a> = dyn FnMut(Part<'_>) -> Result<()> + 'a;
 pub(super) struct Tap<'a, 'b> {
     pub(super) exec: Exec,
     pub(super) eps: f32,
-    pub(super) see: &'a mut See<'b>,
+    pub(super) see: Option<&'a mut See<'b>>,
 }
 
 impl Tap<'_, '_> {
@@ -94,20 +94,24 @@ impl Tap<'_, '_> {
         dx: Option<Tensor>,
         into: &Linear,
     ) -> Result<Tensor> {
-        {
+        if let Some(see) = &mut self.see {
             let (rows, columns) = if into.inputs_first { (x, dy) } else { (dy, x) };
             let (outputs, inputs) = (values(rows)?, values(columns)?);
             let factors = Factors::Linear { first_row: 0, inputs: &inputs, outputs: &outputs, width: columns.dim(1)? };
-            (self.see)(Part { offset: offset(&into.weight), factors })?;
+            see(Part { offset: offset(&into.weight), factors })?;
         }
         self.bias(into.bias.as_ref(), dy)?;
         let backward = if w.inputs_first { conv1d_backward } else { linear_backward };
         backward(self.exec, x, &w.weight, dy, dx, &into.weight)
     }
 
+    fn show(&mut self, weight: &Tensor, factors: Factors<'_>) -> Result<()> {
+        self.see.as_mut().map_or(Ok(()), |see| see(Part { offset: offset(weight), factors }))
+    }
+
     fn bias(&mut self, into: Option<&Tensor>, dy: &Tensor) -> Result<()> {
         let Some(dbias) = into else { return Ok(()) };
-        (self.see)(Part { offset: offset(dbias), factors: Factors::Bias { outputs: dy } })?;
+        self.show(dbias, Factors::Bias { outputs: dy })?;
         bias_backward(self.exec, dy, dbias)
     }
 
@@ -125,7 +129,7 @@ impl Tap<'_, '_> {
             Some(_) => (Factors::LayerNorm { inputs: x, outputs: dy, eps }, layer_norm_backward),
             None => (Factors::Norm { inputs: x, outputs: dy, eps }, rms_norm_backward),
         };
-        (self.see)(Part { offset: offset(&into.gain), factors })?;
+        self.show(&into.gain, factors)?;
         self.bias(into.bias.as_ref(), dy)?;
         backward(self.exec, x, &w.gain, eps, dy, dx, &into.gain)
     }
@@ -139,7 +143,8 @@ impl Tap<'_, '_> {
         scale: f32,
         dw: &Tensor,
     ) -> Result<(Vec<f64>, Tensor)> {
-        let (offset, width, see) = (offset(dw), x.dim(1)?, &mut *self.see);
+        let Some(see) = &mut self.see else { return cross_entropy_backward(self.exec, x, w, targets, scale, dw) };
+        let (offset, width) = (offset(dw), x.dim(1)?);
         cross_entropy_backward_seen(self.exec, x, w, targets, scale, dw, &mut |first_row, inputs, outputs| {
             see(Part { offset, factors: Factors::Linear { first_row, inputs, outputs, width } })
         })
@@ -147,8 +152,8 @@ impl Tap<'_, '_> {
 
     /// [`embedding_backward`].
     pub(super) fn embedding(&mut self, ids: &[u32], dx: &Tensor, dtable: &Tensor) -> Result<()> {
-        (self.see)(Part { offset: offset(dtable), factors: Factors::Embedding { ids, outputs: dx } })?;
-        embedding_backward(ids, dx, dtable)
+        self.show(dtable, Factors::Embedding { ids, outputs: dx })?;
+        embedding_backward(self.exec, ids, dx, dtable)
     }
 }
 

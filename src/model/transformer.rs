@@ -9,8 +9,9 @@ use super::weights::{Linear, Norm};
 use super::{Layout, ModelConfig, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Exec, RopeTable, add_assign, add_bias, conv1d, cross_entropy, embedding, layer_norm, linear, log_odds_backward,
-    rms_norm, select_rows, select_rows_backward,
+    Exec, RopeTable, add_assign, add_bias, conv1d, cross_entropy, cross_entropy_backward_queued, cross_entropy_queued,
+    embedding, layer_norm, layer_norm_of_sum, linear, log_odds_backward, rms_norm, rms_norm_of_sum, select_rows,
+    select_rows_backward,
 };
 use candle_core::Tensor;
 
@@ -57,7 +58,7 @@ impl Transformer {
     /// # Shapes
     /// `rows, targets: [m]`, indices into `batch.tokens` and token ids → `[m]`.
     pub fn nll(&self, batch: Sequences<'_>, rows: &[usize], targets: &[u32]) -> Result<Vec<f64>> {
-        let x = select_rows(&self.hidden(batch, |_| Ok(()))?, rows)?;
+        let x = select_rows(self.exec, &self.hidden(batch, |_| Ok(()))?, rows)?;
         cross_entropy(self.exec, &self.norm(&x, &self.weights.norm)?, &self.weights.output, targets)
     }
 
@@ -88,7 +89,7 @@ impl Transformer {
         gradient: &Weights,
     ) -> Result<Vec<f64>> {
         let scale = scale / targets.len() as f32;
-        self.backward(batch, rows, gradient, &mut |_| Ok(()), |normed, tap| {
+        self.backward(batch, rows, gradient, None, |normed, tap| {
             tap.cross_entropy(normed, &self.weights.output, targets, scale, &gradient.output)
         })
     }
@@ -106,7 +107,7 @@ impl Transformer {
         see: &mut See<'_>,
     ) -> Result<f64> {
         let scale = scale / targets.len() as f32;
-        let nll = self.backward(batch, None, gradient, see, |normed, tap| {
+        let nll = self.backward(batch, None, gradient, Some(see), |normed, tap| {
             tap.cross_entropy(normed, &self.weights.output, targets, scale, &gradient.output)
         })?;
         Ok(nll.iter().sum::<f64>() / targets.len() as f64)
@@ -122,34 +123,54 @@ impl Transformer {
         gradient: &Weights,
     ) -> Result<f64> {
         let scale = scale / targets.len() as f32;
-        let log_odds = self.backward(batch, rows, gradient, &mut |_| Ok(()), |normed, _| {
+        let log_odds = self.backward(batch, rows, gradient, None, |normed, _| {
             log_odds_backward(self.exec, normed, &self.weights.output, targets, scale, &gradient.output)
         })?;
         Ok(log_odds.iter().sum::<f64>() / targets.len() as f64)
     }
 
+    /// As [`Transformer::nll_and_gradient`] without rows, on a device, where the losses stay: `[tokens]` f64.
+    pub(crate) fn queue_gradient(
+        &self,
+        batch: Sequences<'_>,
+        targets: &[u32],
+        scale: f32,
+        gradient: &Weights,
+    ) -> Result<Tensor> {
+        let scale = scale / targets.len() as f32;
+        self.backward(batch, None, gradient, None, |normed, _| {
+            cross_entropy_backward_queued(self.exec, normed, &self.weights.output, targets, scale, &gradient.output)
+        })
+    }
+
+    /// As [`Transformer::nll`], on a device, where the losses stay: `[m]` f64.
+    pub(crate) fn queue_nll(&self, batch: Sequences<'_>, rows: &[usize], targets: &[u32]) -> Result<Tensor> {
+        let x = select_rows(self.exec, &self.hidden(batch, |_| Ok(()))?, rows)?;
+        cross_entropy_queued(self.exec, &self.norm(&x, &self.weights.norm)?, &self.weights.output, targets)
+    }
+
     /// Runs the model forward and back, adding to `gradient`; `see` is shown what is added. `head` takes the normed residual
     /// stream where something is predicted, `[m, hidden]`, and returns an output of each row and the gradient of what it
     /// read.
-    fn backward(
+    fn backward<T>(
         &self,
         batch: Sequences<'_>,
         rows: Option<&[usize]>,
         gradient: &Weights,
-        see: &mut See<'_>,
-        head: impl FnOnce(&Tensor, &mut Tap<'_, '_>) -> Result<(Vec<f64>, Tensor)>,
-    ) -> Result<Vec<f64>> {
+        see: Option<&mut See<'_>>,
+        head: impl FnOnce(&Tensor, &mut Tap<'_, '_>) -> Result<(T, Tensor)>,
+    ) -> Result<T> {
         let mut saved = Vec::with_capacity(self.weights.blocks.len());
         let x = self.hidden(batch, |activations| {
             saved.push(activations);
             Ok(())
         })?;
         let mut tap = Tap { exec: self.exec, eps: self.eps(), see };
-        let predicting = rows.map_or_else(|| Ok(x.clone()), |rows| select_rows(&x, rows))?;
+        let predicting = rows.map_or_else(|| Ok(x.clone()), |rows| select_rows(self.exec, &x, rows))?;
         let (outputs, dnormed) = head(&self.norm(&predicting, &self.weights.norm)?, &mut tap)?;
         let dx = tap.norm(&predicting, &self.weights.norm, &dnormed, None, &gradient.norm)?;
         let mut dx = match rows {
-            Some(rows) => select_rows_backward(rows, &dx, batch.tokens.len())?,
+            Some(rows) => select_rows_backward(self.exec, rows, &dx, batch.tokens.len())?,
             None => dx,
         };
         for ((block, into), activations) in self.weights.blocks.iter().zip(&gradient.blocks).zip(saved).rev() {
@@ -198,9 +219,9 @@ impl Transformer {
                 self.context
             )));
         }
-        let x = embedding(&self.weights.embedding, batch.tokens)?;
+        let x = embedding(self.exec, &self.weights.embedding, batch.tokens)?;
         if let Some(positions) = &self.weights.positions {
-            add_assign(self.exec, &x, &embedding(positions, &positions_of(batch))?)?;
+            add_assign(self.exec, &x, &embedding(self.exec, positions, &positions_of(batch))?)?;
         }
         Ok(x)
     }
@@ -210,6 +231,14 @@ impl Transformer {
         match &w.bias {
             Some(bias) => layer_norm(self.exec, x, &w.gain, bias, self.eps()),
             None => rms_norm(self.exec, x, &w.gain, self.eps()),
+        }
+    }
+
+    /// Adds `added` to `x` in place, and norms the sum.
+    pub(super) fn norm_of_sum(&self, x: &Tensor, added: &Tensor, w: &Norm) -> Result<Tensor> {
+        match &w.bias {
+            Some(bias) => layer_norm_of_sum(self.exec, x, added, &w.gain, bias, self.eps()),
+            None => rms_norm_of_sum(self.exec, x, added, &w.gain, self.eps()),
         }
     }
 

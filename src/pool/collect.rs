@@ -6,6 +6,7 @@ use super::verify::stem;
 use super::{EvalBinding, Manifest, Partition, Pool, Start, TokenNll};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::kernels::Precision;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -172,7 +173,9 @@ impl Pool {
     /// What methods worked out of models that are all gone.
     fn nameless_fits(&self, named: &Named, found: &mut Vec<Garbage>) -> Result<()> {
         let weights: BTreeSet<&String> = named.manifests.values().map(|manifest| &manifest.weights).collect();
-        let evals = self.eval_names()?.iter().map(|name| self.eval_key(name)).collect::<Result<Vec<_>>>()?;
+        let names = self.eval_names()?;
+        let keys = |precision| names.iter().map(move |name| self.eval_key_in(precision, name));
+        let evals = Precision::ALL.into_iter().flat_map(keys).collect::<Result<Vec<_>>>()?;
         let pairs = evals.iter().flat_map(|eval| weights.iter().map(move |weights| (eval, weights)));
         let nll: BTreeSet<PathBuf> = pairs.map(|(eval, weights)| TokenNll::path(&self.root, eval, weights)).collect();
         for path in self.stored(FITTED, "f32")? {

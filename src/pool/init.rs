@@ -1,6 +1,7 @@
 //! Init: a pool made from a recipe file, or opened when an equal one is there.
 
 use super::claim::Sharing;
+use super::engine::Engine;
 use super::foreign::Foreign;
 use super::needs::refuse_impossible_tokens;
 use super::origin::{Origin, read_tokenizer};
@@ -8,6 +9,7 @@ use super::settings::{FORMAT, ModelChoice, SeedSection, SeedTraining};
 use super::{FOLDERS, POOL, Pool, QUARANTINE, RecipeFile, Settings, TOKENIZER};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::kernels::Precision;
 use crate::model::{Family, Layout, ModelConfig, config_of};
 use crate::progress::Observer;
 use crate::text::{ReadOptions, StagedTokens, TokenManifest, Tokenizer};
@@ -21,8 +23,16 @@ impl Pool {
     /// Those of [`RecipeFile::read`], of reading the seed's text and of tokenising it; [`Error::Usage`] when a pool with
     /// other settings is there already.
     pub fn init(root: &Path, recipe: &Path, observer: &dyn Observer) -> Result<Self> {
+        Self::init_in(Precision::F32, root, recipe, observer)
+    }
+
+    /// As [`Pool::init`], of models that are trained in `precision` where the recipe names none.
+    ///
+    /// # Errors
+    /// As [`Pool::init`].
+    pub fn init_in(precision: Precision, root: &Path, recipe: &Path, observer: &dyn Observer) -> Result<Self> {
         let is_new = !root.exists();
-        let pool = Self::create(root, &Plan::read(recipe)?, observer);
+        let pool = Self::create(root, &Plan::read(recipe, precision)?, observer);
         if is_new && pool.is_err() {
             for folder in ["tokens", "objects"] {
                 let _ = std::fs::remove_dir(root.join(folder)); // only when empty, as all of these
@@ -42,7 +52,8 @@ impl Pool {
             _ => Layout::of(&settings.model),
         };
         let sharing = Sharing::of(root)?;
-        let mut pool = Self { root: root.to_path_buf(), layout, settings, sharing };
+        let engine = Engine::default();
+        let mut pool = Self { root: root.to_path_buf(), layout, settings, sharing, engine };
         let recipe = imported.as_ref().map(|imported| pool.import_recipe(imported));
         pool.settings.origin = recipe.map(|recipe| recipe.id()).transpose()?;
         if root.join(POOL).exists() {
@@ -87,10 +98,10 @@ struct Plan {
 }
 
 impl Plan {
-    fn read(recipe: &Path) -> Result<Self> {
+    fn read(recipe: &Path, precision: Precision) -> Result<Self> {
         let file = RecipeFile::read(recipe)?;
         let place = recipe.display().to_string();
-        let (seed, expert) = file.training(&place)?;
+        let (seed, expert) = file.training(precision, &place)?;
         let resolve = |path: &Path| RecipeFile::resolve(recipe, path);
         let origin = file.from.as_deref().map(resolve).map(Origin::at).transpose()?;
         let (tokenizer_json, tokenizer_place) = match (&file.tokenizer, &origin) {

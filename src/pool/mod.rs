@@ -17,8 +17,11 @@
 
 mod adopt;
 mod binding;
+mod candidate;
 mod claim;
 mod collect;
+mod device_memory;
+mod engine;
 mod fitted;
 mod foreign;
 mod import;
@@ -66,6 +69,7 @@ pub struct Pool {
     settings: Settings,
     layout: Layout,
     sharing: claim::Sharing,
+    engine: engine::Engine,
 }
 
 impl Pool {
@@ -97,7 +101,8 @@ impl Pool {
             files::sweep(&root.join(folder))?;
         }
         let (layout, sharing) = (Layout::of(&settings.model), claim::Sharing::of(root)?);
-        let mut pool = Self { root: root.to_path_buf(), layout, settings, sharing };
+        let engine = engine::Engine::default();
+        let mut pool = Self { root: root.to_path_buf(), layout, settings, sharing, engine };
         if let (Family::Other, Some(origin)) = (pool.settings.model.model_type, pool.origin_folder()) {
             pool.layout = Self::checkpoint(&origin)?.layout(); // all that is known of the model
         }

@@ -63,6 +63,18 @@ fn refuse_disk(what: &str, path: &Path, needed: u64) -> Result<()> {
     if needed > there { refuse(what, needed, there, "disk") } else { Ok(()) }
 }
 
+/// Refuses work on a GPU that has too little memory.
+pub(super) fn refuse_device(what: &str, needed: u64, there: u64, device: &str, advice: &str) -> Result<()> {
+    if IGNORED.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{what} needs about {} of memory on '{device}', {} can be used; {advice}",
+        human(needed),
+        human(there)
+    )))
+}
+
 fn refuse(what: &str, needed: u64, there: u64, of: &str) -> Result<()> {
     if IGNORED.load(Ordering::Relaxed) {
         return Ok(());
@@ -102,7 +114,8 @@ fn available_on_host() -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-fn human(bytes: u64) -> String {
+/// Bytes in the unit that people would choose.
+pub(super) fn human(bytes: u64) -> String {
     let gib = bytes as f64 / f64::from(1 << 30);
     if gib >= 0.1 { format!("{gib:.1} GiB") } else { format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)) }
 }

@@ -232,6 +232,7 @@ impl Pool {
         (name, observer): (&str, &dyn Observer),
         save: impl FnMut(&State) -> Result<()>,
     ) -> Result<State> {
+        self.needs_cpu("training with changing weights")?;
         let seed = recipe.train.seed;
         let of_target = |target| self.batches_of(std::slice::from_ref(target), recipe, seed);
         let arms = online.basis.len();

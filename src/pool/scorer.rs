@@ -1,12 +1,13 @@
 //! Scorer: merges scored on eval sets, each score computed once and stored at once.
 
+use super::candidate::{Candidate, Parameters};
 use super::claim::Claimed;
 use super::members::{Checkpoints, Member, score_key};
 use super::{Pool, ScoreLog, ScoreRecord, Settings, TokenNll};
 use crate::error::{Error, Result};
-use crate::eval::{EvalSet, Evaluator, PROTOCOL, Score};
+use crate::eval::{EvalSet, PROTOCOL, Score};
 use crate::files;
-use crate::merge::average;
+use crate::kernels::Precision;
 use crate::progress::Observer;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -55,7 +56,8 @@ pub struct Scored {
 pub struct Scorer<'a> {
     pool: &'a Pool,
     evals: Vec<EvalHandle>,
-    evaluator: Option<Evaluator>,
+    candidate: Option<Candidate>,
+    expected: Vec<Vec<Member>>,
     open: Checkpoints,
 }
 
@@ -65,9 +67,21 @@ impl Pool {
     /// # Errors
     /// [`Error::Usage`] when the name is unknown.
     pub fn eval_key(&self, name: &str) -> Result<String> {
+        self.eval_key_in(self.precision(), name)
+    }
+
+    /// As [`Pool::eval_key`], of scores in a precision. Those in f32 have one key wherever they were computed, as their numbers
+    /// differ by the order of additions only.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the name is unknown.
+    pub fn eval_key_in(&self, precision: Precision, name: &str) -> Result<String> {
         let Settings { window, prefix_token, .. } = self.settings;
         let tokens = self.eval_binding(name)?.tokens;
-        let inputs = format!("protocol {PROTOCOL} tokens {tokens} window {window} prefix {prefix_token}");
+        let mut inputs = format!("protocol {PROTOCOL} tokens {tokens} window {window} prefix {prefix_token}");
+        if !precision.is_f32() {
+            inputs.push_str(&format!(" precision {precision}"));
+        }
         Ok(files::hash(inputs.as_bytes()))
     }
 
@@ -107,7 +121,7 @@ impl Pool {
     /// Those of [`Pool::chosen_evals`].
     pub fn scorer(&self, names: &[String]) -> Result<Scorer<'_>> {
         let evals = self.chosen_evals(names)?.iter().map(|name| self.eval(name)).collect::<Result<_>>()?;
-        Ok(Scorer { pool: self, evals, evaluator: None, open: Checkpoints::default() })
+        Ok(Scorer { pool: self, evals, candidate: None, expected: Vec::new(), open: Checkpoints::default() })
     }
 }
 
@@ -193,9 +207,15 @@ impl Scorer<'_> {
         estimator: &str,
         observer: &dyn Observer,
     ) -> Result<Option<Vec<Scored>>> {
-        let layout = &self.pool.layout;
-        let merge = |open: &mut Checkpoints, out: &mut [f32]| average(out, layout, &open.of(members)?);
-        self.try_score_with(key, label, estimator, observer, merge)
+        self.try_score(key, label, estimator, observer, Parameters::Average(members))
+    }
+
+    /// Says which averages will be scored next, in order, so that a device may merge several at a time.
+    pub fn expect(&mut self, averages: impl Iterator<Item = Vec<Member>>) {
+        self.expected = averages.collect();
+        if let Some(candidate) = &mut self.candidate {
+            candidate.expect(std::mem::take(&mut self.expected).into_iter());
+        }
     }
 
     /// Waits a little for other processes.
@@ -216,6 +236,17 @@ impl Scorer<'_> {
         observer: &dyn Observer,
         write: impl FnOnce(&mut Checkpoints, &mut [f32]) -> Result<()>,
     ) -> Result<Option<Vec<Scored>>> {
+        self.try_score(key, label, estimator, observer, Parameters::Written(Box::new(write)))
+    }
+
+    fn try_score(
+        &mut self,
+        key: &str,
+        label: &str,
+        estimator: &str,
+        observer: &dyn Observer,
+        parameters: Parameters<'_>,
+    ) -> Result<Option<Vec<Scored>>> {
         let stored: Vec<bool> = self.evals.iter().map(|eval| eval.log.get(key).is_some()).collect();
         let mut _claim = None;
         if stored.contains(&false) {
@@ -229,7 +260,7 @@ impl Scorer<'_> {
                 Claimed::Theirs(_) => return Ok(None),
             }
         }
-        let mut write = Some(write);
+        let mut parameters = Some(parameters);
         let mut merge_seconds = 0.0;
         let mut scored = Vec::with_capacity(self.evals.len());
         for index in 0..self.evals.len() {
@@ -239,8 +270,8 @@ impl Scorer<'_> {
                 continue;
             }
             observer.check()?;
-            if let Some(write) = write.take() {
-                merge_seconds = self.set(write)?;
+            if let Some(parameters) = parameters.take() {
+                merge_seconds = self.set(parameters)?;
             }
             let record = Arc::new(ScoreRecord {
                 key: key.to_owned(),
@@ -262,8 +293,8 @@ impl Scorer<'_> {
     /// As [`Scorer::score`], and [`Error::NotFinite`] when a derivative is not finite.
     pub fn slopes(&mut self, eval: usize, members: &[Member]) -> Result<(f64, Vec<f64>)> {
         let layout = &self.pool.layout;
-        self.set(|open, out| average(out, layout, &open.of(members)?))?;
-        let gradient = ready(self.evaluator.as_ref())?.gradient(self.evals[eval].set(self.pool)?)?;
+        self.set(Parameters::Average(members))?;
+        let gradient = ready(self.candidate.as_mut())?.evaluator.gradient(self.evals[eval].set(self.pool)?)?;
         let models = self.open.of(members)?;
         let slopes = models.iter().map(|(_, model)| gradient.along(layout, model)).collect::<Result<_>>()?;
         Ok((gradient.loss, slopes))
@@ -275,11 +306,12 @@ impl Scorer<'_> {
     /// # Errors
     /// [`Error::NotFinite`] when the output is not finite.
     pub fn log_odds_gradient(&mut self, eval: usize, write: impl FnOnce(&mut [f32])) -> Result<(f64, Vec<f32>)> {
-        self.set(|_, out| {
+        self.pool.needs_cpu("a gradient of log-odds")?;
+        self.set(Parameters::Written(Box::new(|_, out| {
             write(out);
             Ok(())
-        })?;
-        ready(self.evaluator.as_ref())?.set_log_odds_gradient(self.evals[eval].set(self.pool)?)
+        })))?;
+        ready(self.candidate.as_mut())?.evaluator.set_log_odds_gradient(self.evals[eval].set(self.pool)?)
     }
 
     /// −ln p of every predicted token of every eval set under one model, read where it was stored before.
@@ -290,8 +322,7 @@ impl Scorer<'_> {
     /// As [`Scorer::score`].
     pub fn token_nll(&mut self, model: &Member, label: &str, observer: &dyn Observer) -> Result<Vec<TokenNll>> {
         let single = [Member { weight: 1.0, ..model.clone() }];
-        let layout = &self.pool.layout;
-        let mut write = Some(|open: &mut Checkpoints, out: &mut [f32]| average(out, layout, &open.of(&single)?));
+        let mut parameters = Some(Parameters::Average(&single));
         let mut tokens = Vec::with_capacity(self.evals.len());
         for index in 0..self.evals.len() {
             let path = self.evals[index].tokens_path(self.pool, model);
@@ -300,13 +331,13 @@ impl Scorer<'_> {
                 continue;
             }
             observer.check()?;
-            if let Some(write) = write.take() {
-                self.set(write)?;
+            if let Some(parameters) = parameters.take() {
+                self.set(parameters)?;
             }
             let place = format!("eval set '{}' under {label}", self.evals[index].name);
             let set = self.evals[index].set(self.pool)?;
             let start = Instant::now();
-            let values = ready(self.evaluator.as_ref())?.token_nll(set)?;
+            let values = ready(self.candidate.as_mut())?.token_nll(set)?;
             tokens.push(TokenNll::store(&path, &values, start.elapsed().as_secs_f64(), &place)?);
         }
         Ok(tokens)
@@ -335,18 +366,17 @@ impl Scorer<'_> {
         &self.evals[eval].key
     }
 
-    /// Lets `write` overwrite the parameters of the model; returns the seconds it took.
-    fn set(&mut self, write: impl FnOnce(&mut Checkpoints, &mut [f32]) -> Result<()>) -> Result<f64> {
-        let Settings { model, window, .. } = &self.pool.settings;
-        let evaluator = if let Some(evaluator) = &mut self.evaluator {
-            evaluator
+    /// Overwrites the parameters of the model; returns the seconds it took.
+    fn set(&mut self, parameters: Parameters<'_>) -> Result<f64> {
+        let candidate = if let Some(candidate) = &mut self.candidate {
+            candidate
         } else {
             self.pool.refuse_impossible_scoring()?;
-            self.evaluator.insert(Evaluator::new(model, &self.pool.layout, *window)?)
+            let candidate = self.candidate.insert(Candidate::new(self.pool)?);
+            candidate.expect(std::mem::take(&mut self.expected).into_iter());
+            candidate
         };
-        let start = Instant::now();
-        evaluator.set(|out| write(&mut self.open, out))?;
-        Ok(start.elapsed().as_secs_f64())
+        candidate.set(&mut self.open, parameters)
     }
 
     /// Runs the model over one eval set.
@@ -355,16 +385,17 @@ impl Scorer<'_> {
         let place = format!("eval set '{}' under mixture '{label}'", eval.name);
         let set = eval.set(self.pool)?;
         let start = Instant::now();
-        let documents = ready(self.evaluator.as_ref())?.nll(set)?;
+        let documents = ready(self.candidate.as_mut())?.nll(set)?;
         Ok(ScoreRecord {
             score: Score::from_documents(&documents, set.n_tokens(), set.n_bytes(), &place)?,
             eval_seconds: start.elapsed().as_secs_f64(),
             documents,
+            device: self.pool.device_label(),
             ..ScoreRecord::default()
         })
     }
 }
 
-fn ready(evaluator: Option<&Evaluator>) -> Result<&Evaluator> {
-    evaluator.ok_or_else(|| Error::Usage("nothing was merged".into()))
+fn ready(candidate: Option<&mut Candidate>) -> Result<&mut Candidate> {
+    candidate.ok_or_else(|| Error::Usage("nothing was merged".into()))
 }

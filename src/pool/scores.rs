@@ -37,6 +37,9 @@ pub struct ScoreRecord {
     pub merge_seconds: f64,
     /// Seconds spent in the model.
     pub eval_seconds: f64,
+    /// The kind of device that computed it, `cuda`; empty for the processor.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub device: String,
     /// Negative log-likelihood of each document, in nats.
     #[serde(skip)]
     pub documents: Vec<f64>,

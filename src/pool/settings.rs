@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result, closest};
 use crate::files;
+use crate::kernels::Precision;
 use crate::model::ModelConfig;
 use crate::text::{OnBadRecord, ReadOptions, TokenType};
 use crate::train::{Schedule, TrainConfig};
@@ -144,6 +145,8 @@ pub struct SeedSection {
     pub clip: Option<f64>,
     /// Seeds initialisation and data order (default 0).
     pub random_seed: Option<u64>,
+    /// `f32` (default), or on GPUs only `tf32` or `bf16`.
+    pub precision: Option<Precision>,
 }
 
 /// `expert:` of a recipe; what is left out is taken from the seed.
@@ -172,6 +175,8 @@ pub struct ExpertSection {
     pub clip: Option<f64>,
     /// Seeds the data order.
     pub random_seed: Option<u64>,
+    /// `f32`, `tf32` or `bf16`.
+    pub precision: Option<Precision>,
 }
 
 /// A number of tokens: `800000`, `800k`, `2M`, `1.5B`.
@@ -233,14 +238,14 @@ impl RecipeFile {
         recipe.parent().unwrap_or(Path::new("")).join(path)
     }
 
-    /// The training settings of seed and experts.
+    /// The training settings of seed and experts; `precision` is theirs where the recipe names none.
     ///
     /// # Errors
     /// [`Error::Input`] naming the section and the field that is out of range.
-    pub fn training(&self, place: &str) -> Result<(Option<TrainConfig>, TrainConfig)> {
+    pub fn training(&self, precision: Precision, place: &str) -> Result<(Option<TrainConfig>, TrainConfig)> {
         let place_of = |section: &str| format!("{place}: {section}");
-        let seed = self.seed.as_ref().map(|section| section.training(&place_of("seed"))).transpose()?;
-        let expert = self.expert.training(seed.as_ref(), &place_of("expert"))?;
+        let seed = self.seed.as_ref().map(|section| section.training(precision, &place_of("seed"))).transpose()?;
+        let expert = self.expert.training(seed.as_ref(), precision, &place_of("expert"))?;
         Ok((seed, expert))
     }
 }
@@ -257,7 +262,7 @@ impl SeedSection {
         }
     }
 
-    fn training(&self, place: &str) -> Result<TrainConfig> {
+    fn training(&self, precision: Precision, place: &str) -> Result<TrainConfig> {
         let s = self;
         let mut seed =
             TrainConfig::new(1, s.batch_size.unwrap_or(BATCH), s.sequence_length.unwrap_or(SEQUENCE), s.learning_rate);
@@ -267,6 +272,7 @@ impl SeedSection {
         seed.weight_decay = s.weight_decay.unwrap_or(seed.weight_decay);
         seed.clip = s.clip.unwrap_or(seed.clip);
         seed.seed = s.random_seed.unwrap_or(0);
+        seed.precision = s.precision.unwrap_or(precision);
         seed.steps = seed.steps_for(s.tokens.tokens(&format!("{place}.tokens"))?);
         seed.warmup_steps = s.warmup_steps.unwrap_or(seed.steps / 20);
         seed.check(place)?;
@@ -275,7 +281,7 @@ impl SeedSection {
 }
 
 impl ExpertSection {
-    fn training(&self, seed: Option<&TrainConfig>, place: &str) -> Result<TrainConfig> {
+    fn training(&self, seed: Option<&TrainConfig>, precision: Precision, place: &str) -> Result<TrainConfig> {
         let e = self;
         let mut expert = seed.cloned().unwrap_or_else(|| TrainConfig::new(1, BATCH, SEQUENCE, e.learning_rate));
         expert.learning_rate = e.learning_rate;
@@ -287,6 +293,7 @@ impl ExpertSection {
         expert.weight_decay = e.weight_decay.unwrap_or(expert.weight_decay);
         expert.clip = e.clip.unwrap_or(expert.clip);
         expert.seed = e.random_seed.unwrap_or(expert.seed);
+        expert.precision = e.precision.unwrap_or(if seed.is_some() { expert.precision } else { precision });
         expert.warmup_steps = e.warmup_steps.unwrap_or(0);
         expert.steps = 1;
         expert.check(place)?;

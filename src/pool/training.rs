@@ -103,14 +103,14 @@ impl Pool {
         let started = Instant::now();
         let origin = self.origin(recipe)?;
         let state_path = self.state_path(&id);
-        let state = match State::load(&state_path, &self.layout)? {
-            Some(state) => state,
-            None => State::fresh(self.fresh_values(recipe, origin.clone())),
+        let load = || -> Result<State> {
+            let stored = State::load(&state_path, &self.layout)?;
+            Ok(stored.unwrap_or_else(|| State::fresh(self.fresh_values(recipe, origin.clone()))))
         };
         let save = |state: &State| claim.check().and_then(|()| state.save(&state_path));
         let state = match &recipe.online {
-            Some(online) => self.train_online(recipe, online, state, (name, observer), save)?,
-            None => self.train_mixed(recipe, state, (name, observer), save)?,
+            Some(online) => self.train_online(recipe, online, load()?, (name, observer), save)?,
+            None => self.train_mixed(recipe, load, (name, observer), save)?,
         };
         let like = self.origin_folder();
         let start = (origin.as_deref(), like.as_deref());
@@ -119,19 +119,34 @@ impl Pool {
         Ok(manifest)
     }
 
-    /// Trains on units that take turns, from a state to the end.
+    /// Trains on units that take turns, from the state that `load` gives to the end; where a device runs out of memory, again from
+    /// there with fewer sequences at a time, which changes the order of additions only.
     fn train_mixed(
         &self,
         recipe: &Recipe,
-        state: State,
+        load: impl Fn() -> Result<State>,
         (name, observer): (&str, &dyn Observer),
-        save: impl FnMut(&State) -> Result<()>,
+        mut save: impl FnMut(&State) -> Result<()>,
     ) -> Result<State> {
-        let train = &recipe.train;
-        let mut batches = self.batches(recipe)?;
-        let mut trainer = Trainer::new(&recipe.model, &self.layout, train, state)?;
-        trainer.run(&mut batches, name, observer, SAVE_EVERY, save)?;
-        trainer.state()
+        let compute = self.training_device(recipe.train.precision)?;
+        let run = |size| {
+            let train = TrainConfig { micro_batch_size: size, ..recipe.train.clone() };
+            let mut batches = self.batches(recipe)?;
+            let mut trainer = Trainer::on(&compute, &recipe.model, &self.layout, &train, load()?)?;
+            trainer.run(&mut batches, name, observer, SAVE_EVERY, &mut save)?;
+            trainer.state()
+        };
+        in_smaller_batches(
+            recipe.train.micro_batch_size,
+            self.fitting_micro_batch(&compute, &recipe.train)?,
+            run,
+            |size| {
+                observer.note(&format!(
+                    "{name}: {size} sequences at a time fit '{}'; the result is the same up to rounding",
+                    compute.name()
+                ));
+            },
+        )
     }
 
     /// The parameters training starts from; none for a start from scratch.
@@ -251,6 +266,32 @@ impl Pool {
     }
 }
 
+/// Runs with `size` sequences at a time, and with half as many as long as a device has no room for them. `less` is told of sizes
+/// below the one that was asked for.
+fn in_smaller_batches<T>(
+    asked: usize,
+    mut size: usize,
+    mut run: impl FnMut(usize) -> Result<T>,
+    less: impl Fn(usize),
+) -> Result<T> {
+    loop {
+        if size < asked {
+            less(size);
+        }
+        match run(size) {
+            Err(error) if error.is_out_of_memory() && size > 1 => size = size.div_ceil(2),
+            Err(error) if error.is_out_of_memory() => {
+                let remedy =
+                    "end what else runs on the GPU, take a smaller model or 'sequence_length', or use --device cpu";
+                return Err(Error::OutOfMemory(format!(
+                    "the GPU has no room to train one sequence at a time; {remedy}"
+                )));
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Σ|θ − θ₀| / Σ(|θ| + |θ₀|): 0 when nothing moved, 1 when nothing is left.
 fn relative_update(origin: &[f32], parameters: &[f32]) -> f64 {
     let (mut moved, mut size) = (0.0, 0.0);
@@ -274,5 +315,27 @@ pub(super) fn remove_if_there(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn what_does_not_fit_is_tried_in_halves() {
+        let full = || Error::Tensor(candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY)".into()));
+        let told = RefCell::new(Vec::new());
+        let fits_at_most = |limit: usize| move |size: usize| if size > limit { Err(full()) } else { Ok(size) };
+        let tell = |size| told.borrow_mut().push(size);
+        assert_eq!(in_smaller_batches(16, 16, fits_at_most(16), tell).unwrap(), 16);
+        assert!(told.borrow().is_empty());
+        assert_eq!(in_smaller_batches(12, 12, fits_at_most(3), tell).unwrap(), 3);
+        assert_eq!(*told.borrow(), [6, 3]);
+        let said = in_smaller_batches(2, 2, fits_at_most(0), tell).unwrap_err();
+        assert!(matches!(said, Error::OutOfMemory(_)), "{said}");
+        let other = |_: usize| -> Result<usize> { Err(Error::Usage("another".into())) };
+        assert!(matches!(in_smaller_batches(8, 8, other, tell).unwrap_err(), Error::Usage(_)));
     }
 }

@@ -40,6 +40,7 @@ impl Pool {
         observer: &dyn Observer,
         watch: &mut W,
     ) -> Result<Vec<W::Seen>> {
+        self.needs_cpu("training that a method watches")?;
         let id = files::hash(key.as_bytes());
         let claim = self.claim(&id, name)?;
         let path = |kind: &str| self.root().join("work").join(format!("{id}.{kind}"));

@@ -3,6 +3,7 @@
 mod adapter;
 mod attribution;
 mod online;
+mod queue;
 mod schedule;
 mod state;
 mod steps;
@@ -18,11 +19,12 @@ pub use state::State;
 pub use steps::{Pace, take_steps};
 
 use crate::error::{Error, Result};
-use crate::kernels::{AdamW, Along, Directions, Exec, adamw_step, sum_of_squares};
+use crate::kernels::{AdamW, Along, Compute, Directions, adamw_step, sum_of_squares};
 use crate::model::{Layout, ModelConfig, Sequences, Transformer, Weights};
 use crate::progress::Observer;
 use crate::text::{Batch, Batches};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
+use queue::Queue;
 use serde::{Deserialize, Serialize};
 
 /// One row of the loss curve.
@@ -52,24 +54,41 @@ pub struct Trainer<'a> {
     gradient_views: Weights,
     step: u64,
     curve: Vec<CurvePoint>,
+    queue: Option<Queue>, // on a device
 }
 
 impl<'a> Trainer<'a> {
-    /// Starts from a state: fresh, or as it was stored.
+    /// Starts on the processor from a state: fresh, or as it was stored.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when the layout does not fit the model.
     pub fn new(model: &ModelConfig, layout: &'a Layout, config: &'a TrainConfig, state: State) -> Result<Self> {
+        Self::on(&Compute::cpu(), model, layout, config, state)
+    }
+
+    /// As [`Trainer::new`], wherever `compute` says. Parameters, moments and gradient are f32 everywhere.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`], and those of the device.
+    pub fn on(
+        compute: &Compute,
+        model: &ModelConfig,
+        layout: &'a Layout,
+        config: &'a TrainConfig,
+        state: State,
+    ) -> Result<Self> {
         let flat = |values: Vec<f32>| -> Result<Tensor> {
             let length = values.len();
-            Ok(Tensor::from_vec(values, length, &Device::Cpu)?)
+            Ok(Tensor::from_vec(values, length, compute.device())?)
         };
         let parameters = flat(state.parameters)?;
         let gradient = flat(vec![0.0; layout.len()])?;
+        let queue = Queue::new(compute, layout, config, &parameters)?;
+        let weights = queue.as_ref().map_or(&parameters, |queue| queue.weights(&parameters));
         Ok(Self {
             config,
             layout,
-            model: Transformer::new(model, layout, &parameters, config.sequence_length, Exec::Split)?,
+            model: Transformer::new(model, layout, weights, config.sequence_length, compute.exec())?,
             gradient_views: Weights::views(model, layout, &gradient)?,
             parameters,
             first: flat(state.first)?,
@@ -77,6 +96,7 @@ impl<'a> Trainer<'a> {
             gradient,
             step: state.step,
             curve: state.curve,
+            queue,
         })
     }
 
@@ -101,13 +121,18 @@ impl<'a> Trainer<'a> {
             done,
             Pace { name, observer, save_every },
             &mut (self, batches),
-            |(trainer, batches)| trainer.step(batches, name),
+            |(trainer, batches)| trainer.some_steps(batches, name),
             |(trainer, _)| save(&trainer.state()?),
         )
     }
 
     /// One optimiser step.
     pub fn step(&mut self, batches: &mut Batches, name: &str) -> Result<CurvePoint> {
+        if let Some(queue) = self.queue.take() {
+            let point = self.queued_steps(&queue, 1, batches, name);
+            self.queue = Some(queue);
+            return point;
+        }
         let drawn = self.draw(batches).0;
         let loss = self.accumulate(&drawn, None)?.0;
         self.descend(loss, name)

@@ -1,7 +1,7 @@
 //! Train config: how a model is trained, and its learning rate at every step.
 
 use crate::error::{Error, Result};
-use crate::kernels::AdamW;
+use crate::kernels::{AdamW, Precision};
 use serde::{Deserialize, Serialize};
 
 /// How the learning rate goes on after the warm-up.
@@ -45,6 +45,9 @@ pub struct TrainConfig {
     pub clip: f64,
     /// Seeds initialisation and data order.
     pub seed: u64,
+    /// In what precision the model runs forward and back; parameters and moments are f32 whatever it is.
+    #[serde(default, skip_serializing_if = "Precision::is_f32")]
+    pub precision: Precision,
 }
 
 /// Sizes that make sense; beyond them memory runs out long before anything is learned.
@@ -68,6 +71,7 @@ impl TrainConfig {
             eps: 1e-8,
             clip: 1.0,
             seed: 0,
+            precision: Precision::F32,
         }
     }
 

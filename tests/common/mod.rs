@@ -8,10 +8,13 @@ use mixpool::text::TokenFile;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Reads `tests/golden/NAME.json`.
+pub(crate) mod place;
+
+/// Reads `tests/golden/NAME.json` of the source that this was built from, or below the current folder.
 pub(crate) fn golden(name: &str) -> Value {
-    let path = format!("{}/tests/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    let path = |root: &str| format!("{root}/tests/golden/{name}.json");
+    let read = std::fs::read_to_string(path(env!("CARGO_MANIFEST_DIR")));
+    serde_json::from_str(&read.or_else(|_| std::fs::read_to_string(path("."))).unwrap()).unwrap()
 }
 
 /// The model a golden file was made with; a config that names its family is read as Hugging Face's.

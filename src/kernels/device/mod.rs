@@ -1,0 +1,201 @@
+//! Device: kernels launched by name on a GPU, or, for tests, through their emulation on the processor.
+//!
+//! This is the whole layer between the operators and the hardware: addresses out of tensors, [`launch`] and [`gemm`]. The
+//! operators of the files beside this one say which kernel takes what; they are the same for a GPU and for the emulation.
+//! A tensor on the processor is taken by the emulation, one on a GPU by CUDA.
+
+mod adamw;
+mod attention;
+mod choice;
+mod compute;
+mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "cuda")]
+mod driver;
+mod elementwise;
+#[cfg(feature = "cuda-emulation")]
+mod emulated;
+mod gemm;
+mod norm;
+mod places;
+mod rows;
+mod streamed;
+mod weighted_sum;
+
+pub(crate) use adamw::DeviceAdamW;
+pub(super) use attention::{attention, attention_backward};
+pub use choice::{DeviceChoice, DeviceMemory};
+pub use compute::{Compute, Precision};
+pub(crate) use cross_entropy::{add_sum, cross_entropy, cross_entropy_backward};
+pub(crate) use elementwise::fill_zero;
+pub(super) use elementwise::{add, gelu, swiglu, swiglu_backward};
+pub(super) use gemm::{Operand, gemm, product};
+pub(super) use norm::{NormKind, column_sums, norm, norm_backward};
+pub(super) use rows::{add_by_id, gather, join_fused, rope, scatter, split_fused, table};
+pub use streamed::{Source, StreamedSums};
+pub use weighted_sum::weighted_sums_on_device;
+
+use super::contiguous;
+use crate::error::{Error, Result};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Shape, Storage, Tensor};
+use std::cell::Cell;
+
+/// What a kernel is given: C's types, by position.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Argument {
+    /// A pointer to the first value of a tensor, or null.
+    Address(u64),
+    /// `int`
+    Int(i32),
+    /// `long long`
+    Long(i64),
+    /// `float`
+    Float(f32),
+    /// `double`
+    Double(f64),
+}
+
+/// The pointer to nothing.
+const NULL: Argument = Argument::Address(0);
+
+/// How a launch is divided.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grid {
+    blocks: [u32; 3],
+    threads: u32,
+    shared: u32, // bytes of dynamic shared memory
+}
+
+impl Grid {
+    fn new(blocks: [usize; 3], threads: usize) -> Self {
+        Self { blocks: blocks.map(|blocks| blocks as u32), threads: threads as u32, shared: 0 }
+    }
+
+    /// One thread for each of `n` things, in blocks of `threads`.
+    fn over(n: usize, threads: usize) -> Self {
+        Self::new([n.div_ceil(threads), 1, 1], threads)
+    }
+}
+
+/// Lays a kernel in the queue of the device; its results are there for whoever is queued next. A grid without blocks is none.
+fn launch(device: &Device, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
+    if grid.blocks.contains(&0) {
+        return Ok(());
+    }
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::launch(device, kernel, grid, arguments),
+        #[cfg(feature = "cuda-emulation")]
+        Device::Cpu => emulated::launch(kernel, grid, arguments),
+        _ => Err(unavailable(kernel)),
+    }
+}
+
+fn unavailable(what: &str) -> Error {
+    Error::Usage(format!(
+        "'{what}' needs a GPU, and this program was built without: cargo build --release --features cuda"
+    ))
+}
+
+/// The address of a contiguous tensor that a kernel reads.
+fn read(tensor: &Tensor) -> Result<Argument> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let start = contiguous(layout)?.start;
+    let address = match &*storage {
+        Storage::Cpu(values) => address_of(values)?,
+        #[cfg(feature = "cuda")]
+        Storage::Cuda(values) => cuda::address(values)?,
+        _ => return Err(unavailable("a tensor elsewhere")),
+    };
+    Ok(Argument::Address(address + (start * tensor.dtype().size_in_bytes()) as u64))
+}
+
+/// As [`read`], of nothing as well.
+fn read_if(tensor: Option<&Tensor>) -> Result<Argument> {
+    tensor.map_or(Ok(NULL), read)
+}
+
+fn address_of(values: &CpuStorage) -> Result<u64> {
+    Ok(match values {
+        CpuStorage::F32(values) => values.as_ptr() as u64,
+        CpuStorage::F64(values) => values.as_ptr() as u64,
+        CpuStorage::BF16(values) => values.as_ptr() as u64,
+        CpuStorage::F16(values) => values.as_ptr() as u64,
+        CpuStorage::U32(values) => values.as_ptr() as u64,
+        CpuStorage::I64(values) => values.as_ptr() as u64,
+        _ => return Err(super::unsupported("floats or indices")),
+    })
+}
+
+/// The address of a contiguous tensor that a kernel writes.
+fn write(tensor: &Tensor) -> Result<Argument> {
+    if !tensor.device().is_cpu() {
+        return read(tensor); // a device's memory is nobody's slice
+    }
+    let locate = Locate(Cell::new(0));
+    tensor.inplace_op1(&locate)?;
+    Ok(Argument::Address(locate.0.get()))
+}
+
+/// Finds the address that may be written to.
+struct Locate(Cell<u64>);
+impl InplaceOp1 for Locate {
+    fn name(&self) -> &'static str {
+        "address to write to"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let start = contiguous(layout).map_err(candle_core::Error::wrap)?.start;
+        self.0.set(match storage {
+            CpuStorage::F32(values) => values[start..].as_mut_ptr() as u64,
+            CpuStorage::F64(values) => values[start..].as_mut_ptr() as u64,
+            CpuStorage::BF16(values) => values[start..].as_mut_ptr() as u64,
+            CpuStorage::U32(values) => values[start..].as_mut_ptr() as u64,
+            _ => candle_core::bail!("expected floats or indices"),
+        });
+        Ok(())
+    }
+}
+
+/// A number that fits C's `int`.
+fn int(number: usize) -> Result<Argument> {
+    i32::try_from(number).map(Argument::Int).map_err(|_| Error::Usage(format!("{number} is too large for a kernel")))
+}
+
+/// What kernels of this type of values end in.
+fn suffix(dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::F32 => Ok("f32"),
+        DType::BF16 => Ok("bf16"),
+        _ => Err(super::unsupported("f32 or bf16")),
+    }
+}
+
+/// The kernel for the type of a tensor's values.
+fn typed(name: &str, tensor: &Tensor) -> Result<String> {
+    Ok(format!("{name}_{}", suffix(tensor.dtype())?))
+}
+
+/// A new tensor whose values are not set; NaN in the emulation, so that whoever does not set them is found out.
+fn empty(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::empty(shape.into(), dtype, device),
+        _ => {
+            let nan = if dtype.is_float() { f32::NAN } else { f32::MAX };
+            Ok(Tensor::full(nan, shape, device)?.to_dtype(dtype)?)
+        }
+    }
+}
+
+/// As [`empty`], of the type and on the device of another.
+fn empty_like(shape: impl Into<Shape>, like: &Tensor) -> Result<Tensor> {
+    empty(shape, like.dtype(), like.device())
+}
+
+/// Indices on a device.
+fn upload(values: Vec<u32>, device: &Device) -> Result<Tensor> {
+    let length = values.len();
+    Ok(Tensor::from_vec(values, length, device)?)
+}

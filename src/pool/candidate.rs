@@ -1,0 +1,163 @@
+//! Candidate: the one model whose parameters every candidate overwrites, and the members of merges on its device.
+
+use super::members::{Checkpoints, Member, score_key};
+use super::{Pool, Settings};
+use crate::error::{Error, Result};
+use crate::eval::{EvalSet, Evaluator};
+use crate::kernels::Compute;
+use crate::merge::{DeviceMerger, average};
+use crate::model::{Checkpoint, Layout};
+use candle_core::Tensor;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+/// Candidates that are merged in one pass over members that do not stay on the device.
+const TOGETHER: usize = 4;
+
+/// Writes parameters, in the order of the layout, from checkpoints that are open or get opened.
+pub(super) type Write<'w> = Box<dyn FnOnce(&mut Checkpoints, &mut [f32]) -> Result<()> + 'w>;
+
+/// What the parameters of a candidate are.
+pub(super) enum Parameters<'p> {
+    /// The weighted average of models.
+    Average(&'p [Member]),
+    /// What a method writes.
+    Written(Write<'p>),
+}
+
+/// A model on the scoring device of a pool.
+pub(super) struct Candidate {
+    pub(super) evaluator: Evaluator,
+    compute: Compute,
+    layout: Layout,
+    merger: Option<DeviceMerger>, // none on the processor
+    expected: VecDeque<Vec<Member>>,
+    merged: BTreeMap<String, Tensor>, // candidates merged ahead of their turn, by score key
+}
+
+impl Candidate {
+    /// With all parameters 0.
+    ///
+    /// # Errors
+    /// Those of opening the device; [`Error::Usage`] or [`Error::OutOfMemory`] when the model does not fit.
+    pub(super) fn new(pool: &Pool) -> Result<Self> {
+        let Settings { model, window, .. } = &pool.settings;
+        let (compute, layout) = (pool.scoring_device()?, pool.layout.clone());
+        let Some(room) = pool.scoring_room(&compute)? else {
+            let evaluator = Evaluator::on(&compute, model, &layout, *window)?;
+            return Ok(Self {
+                evaluator,
+                compute,
+                layout,
+                merger: None,
+                expected: VecDeque::new(),
+                merged: BTreeMap::new(),
+            });
+        };
+        let mut evaluator = Evaluator::on(&compute, model, &layout, *window)?;
+        evaluator.set_pass_tokens(room.pass_tokens);
+        let merger = Some(DeviceMerger::new(&compute, room.members));
+        Ok(Self { evaluator, compute, layout, merger, expected: VecDeque::new(), merged: BTreeMap::new() })
+    }
+
+    /// What averages will be asked for next, in order: some may be merged together.
+    pub(super) fn expect(&mut self, averages: impl Iterator<Item = Vec<Member>>) {
+        if self.merger.is_some() {
+            self.expected = averages.collect();
+        }
+    }
+
+    /// Overwrites the parameters; returns the seconds it took.
+    pub(super) fn set(&mut self, open: &mut Checkpoints, parameters: Parameters<'_>) -> Result<f64> {
+        let start = Instant::now();
+        match (parameters, &mut self.merger) {
+            (Parameters::Average(members), Some(_)) => self.merge(open, members)?,
+            (Parameters::Average(members), None) => {
+                let layout = &self.layout;
+                self.evaluator.set(|out| average(out, layout, &open.of(members)?))?;
+            }
+            (Parameters::Written(write), _) => self.evaluator.set(|out| write(open, out))?,
+        }
+        self.compute.wait()?; // so that its time is not counted as the model's
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Merges on the device; what comes next too, where members have to be brought over for it anyway.
+    fn merge(&mut self, open: &mut Checkpoints, members: &[Member]) -> Result<()> {
+        let Some(merger) = &mut self.merger else { return Ok(()) };
+        let key = score_key(members);
+        let target = self.evaluator.parameters();
+        if let Some(merged) = self.merged.remove(&key) {
+            self.expected.retain(|other| score_key(other) != key);
+            return Ok(target.slice_set(&merged, 0, 0)?);
+        }
+        self.merged.clear(); // for whom they were meant, another process has scored them
+        while self.expected.pop_front().is_some_and(|next| score_key(&next) != key) {}
+        let mut candidates = vec![members.to_vec()];
+        let mut outs = vec![target.clone()];
+        if !merger.keeps(&open.of(members)?.iter().map(|(_, model)| *model).collect::<Vec<_>>()) {
+            for next in self.expected.iter().take(TOGETHER - 1) {
+                let Ok(out) = target.zeros_like() else { break }; // no room: one at a time
+                candidates.push(next.clone());
+                outs.push(out);
+            }
+        }
+        let union = union(&candidates);
+        let weight_in = |candidate: &Vec<Member>, member: &Member| -> f64 {
+            candidate.iter().find(|other| other.weights == member.weights).map_or(0.0, |other| other.weight)
+        };
+        let weights: Vec<Vec<f64>> = candidates
+            .iter()
+            .map(|candidate| union.iter().map(|member| weight_in(candidate, member)).collect())
+            .collect();
+        let models: Vec<&Checkpoint> = open.of(&union)?.into_iter().map(|(_, model)| model).collect();
+        merger.average(&outs, &self.layout, &weights, &models)?;
+        for (candidate, out) in candidates.iter().zip(outs).skip(1) {
+            self.merged.insert(score_key(candidate), out);
+        }
+        Ok(())
+    }
+
+    /// The negative log-likelihood of every document of a set, in nats; in smaller passes when the device has no room for large
+    /// ones.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the smallest pass does not fit.
+    pub(super) fn nll(&mut self, set: &EvalSet) -> Result<Vec<f64>> {
+        self.in_smaller_passes(|evaluator| evaluator.nll(set))
+    }
+
+    /// As [`Candidate::nll`], of every token.
+    pub(super) fn token_nll(&mut self, set: &EvalSet) -> Result<Vec<f64>> {
+        self.in_smaller_passes(|evaluator| evaluator.token_nll(set))
+    }
+
+    fn in_smaller_passes<T>(&mut self, run: impl Fn(&Evaluator) -> Result<T>) -> Result<T> {
+        loop {
+            match run(&self.evaluator) {
+                Err(error) if error.is_out_of_memory() => {
+                    let tokens = self.evaluator.pass_tokens();
+                    if self.merger.as_ref().is_some_and(|merger| merger.kept() > 0) || !self.merged.is_empty() {
+                        self.merged.clear();
+                        self.merger.iter_mut().for_each(DeviceMerger::forget);
+                    } else if !self.evaluator.set_pass_tokens(tokens / 2) {
+                        return Err(Error::OutOfMemory(format!(
+                            "'{}' has no room to score {tokens} tokens at a time; end what else runs there, or use --device cpu",
+                            self.compute.name()
+                        )));
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// The members of several candidates, each once, in the order that each candidate has them in.
+fn union(candidates: &[Vec<Member>]) -> Vec<Member> {
+    let [candidate] = candidates else {
+        let all = candidates.iter().flatten().map(|member| (member.weights.clone(), member.clone()));
+        return all.collect::<BTreeMap<_, Member>>().into_values().collect(); // averages are sorted by their weights' hash
+    };
+    candidate.clone()
+}

@@ -1,0 +1,119 @@
+//! Device memory: what training and scoring take of a GPU's, and how much at a time fits.
+//!
+//! Estimates, from what the model keeps between its forward and its backward pass; they leave a reserve, and who runs out of memory
+//! all the same goes on with less at a time.
+
+use super::Pool;
+use super::needs::{human, refuse_device};
+use crate::error::Result;
+use crate::kernels::{Compute, DeviceMemory, Precision};
+use crate::model::ModelConfig;
+use crate::train::TrainConfig;
+
+/// Parameters, two moments and the gradient, in f32.
+const TRAINED: u64 = 16;
+/// Logits that are held at once, in f32 and in the type of the activations, and what a product works in.
+const HEAD: u64 = 160 << 20;
+/// Tokens that are scored in one pass, at most: more gains nothing.
+const PASS: u64 = 32 << 10;
+/// Tokens of the smallest pass.
+const SMALLEST_PASS: u64 = 512;
+
+/// How a device's memory is divided for scoring.
+pub(super) struct ScoringRoom {
+    /// Tokens of a pass.
+    pub(super) pass_tokens: usize,
+    /// Bytes for members of merges.
+    pub(super) members: u64,
+}
+
+impl Pool {
+    /// The micro-batch to train with: the recipe's, or the largest half, quarter, ... of it that fits the device. The result is the
+    /// same up to the order of additions.
+    ///
+    /// # Errors
+    /// [`Error::Usage`](crate::Error::Usage) when a single sequence at a time does not fit.
+    pub(super) fn fitting_micro_batch(&self, compute: &Compute, train: &TrainConfig) -> Result<usize> {
+        let wanted = train.micro_batch_size.min(train.batch_size);
+        let Some(memory) = compute.memory()? else { return Ok(wanted) };
+        let model = self.layout.len() as u64;
+        let rounded = if train.precision == Precision::Bf16 { 2 } else { 0 };
+        let fixed = model.saturating_mul(TRAINED + rounded).saturating_add(head(memory));
+        let sequence = kept(&self.settings.model, train.precision).saturating_mul(train.sequence_length as u64);
+        let needs = |size: usize| fixed.saturating_add(sequence.saturating_mul(size as u64));
+        let room = memory.free.saturating_sub(reserve(memory));
+        let mut size = wanted;
+        while size > 1 && needs(size) > room {
+            size = size.div_ceil(2);
+        }
+        if needs(size) > room {
+            let advice = format!("a model with {} less would fit; or use --device cpu", human(needs(size) - room));
+            refuse_device("training one sequence at a time", needs(size), room, &compute.name(), &advice)?;
+        }
+        Ok(size)
+    }
+
+    /// How the scoring device's memory is divided; none where nobody tells how much there is, as on the processor.
+    ///
+    /// The size of a pass follows from what the device has in all, not from what happens to be free: products of other sizes may
+    /// have other last bits.
+    ///
+    /// # Errors
+    /// [`Error::Usage`](crate::Error::Usage) when the model does not fit.
+    pub(super) fn scoring_room(&self, compute: &Compute) -> Result<Option<ScoringRoom>> {
+        if !compute.is_queued() {
+            return Ok(None);
+        }
+        let unlimited = DeviceMemory { free: 1 << 40, total: 1 << 40 };
+        let memory = compute.memory()?.unwrap_or(unlimited);
+        let config = &self.settings.model;
+        let token = passing(config, self.precision());
+        let pass_tokens = (memory.total / 8 / token.max(1)).clamp(SMALLEST_PASS, PASS) / SMALLEST_PASS * SMALLEST_PASS;
+        let model = self.layout.len() as u64 * compute.dtype().size_in_bytes() as u64;
+        let room = memory.free.saturating_sub(reserve(memory));
+        let needed = model + head(memory) + token * SMALLEST_PASS;
+        if needed > room {
+            let advice =
+                format!("{} more are needed; end what else runs there, or use --device cpu", human(needed - room));
+            refuse_device("scoring", needed, room, &compute.name(), &advice)?;
+        }
+        let members = room.saturating_sub(model + head(memory) + token * pass_tokens);
+        Ok(Some(ScoringRoom { pass_tokens: pass_tokens as usize, members }))
+    }
+}
+
+/// What is left to others and to errors of the estimate.
+fn reserve(memory: DeviceMemory) -> u64 {
+    (memory.total / 16).min(1 << 30)
+}
+
+/// What the logits take; no more than a quarter of a small (emulated) device.
+fn head(memory: DeviceMemory) -> u64 {
+    HEAD.min(memory.total / 4)
+}
+
+/// Bytes of activations that a token leaves between the forward and the backward pass, and those of one layer's work beside them.
+fn kept(config: &ModelConfig, precision: Precision) -> u64 {
+    let layer = layer(config) * width(precision) + 4 * config.num_attention_heads as u64;
+    layer * (config.num_hidden_layers as u64 + 2)
+}
+
+/// Bytes of activations that exist at once of a token that only goes forward.
+fn passing(config: &ModelConfig, precision: Precision) -> u64 {
+    2 * layer(config) * width(precision)
+}
+
+/// Values of a token that a layer holds: the stream and what its halves read of it, queries, keys, values, what they make, and the
+/// three inner vectors of a gated feed-forward layer.
+fn layer(config: &ModelConfig) -> u64 {
+    let heads = |heads: usize| heads * config.head_dim;
+    let values = 4 * config.hidden_size
+        + 2 * heads(config.num_attention_heads)
+        + 2 * heads(config.num_key_value_heads)
+        + 3 * config.intermediate_size;
+    values as u64
+}
+
+fn width(precision: Precision) -> u64 {
+    if precision == Precision::Bf16 { 2 } else { 4 }
+}

@@ -1,0 +1,355 @@
+//! CUDA kernels, emulated on the processor from the same source, against their CPU twins.
+//!
+//! Tolerances are relative to the largest value of the twin's result. In f32 both sides add at most a few thousand products in
+//! different orders, each off by 6e-8. In bf16 the twin computes in f32 from the same rounded inputs, so what is compared is
+//! the rounding of results (2⁻⁹ of each) and of intermediate values that the kernel keeps in bf16.
+#![cfg(any(feature = "cuda-emulation", not(test)))] // `mixpool self-test` runs the same on a GPU
+
+pub(crate) mod common;
+
+use candle_core::{DType, Device::Cpu, Tensor};
+use common::place::here;
+use common::{assert_within, bits, distance, flat, largest, spread};
+use mixpool::kernels::{self, Exec, Floats, Gelu, Heads, RopeTable, Turns, weighted_sums_on_device};
+
+const DEVICE: Exec = Exec::Device { tf32: false };
+const F32: f64 = 2e-6;
+const BF16: f64 = 1.0 / 256.0;
+
+/// Values in [−1, 1) that depend on the name, exact in `dtype`.
+fn random(name: &str, rows: usize, columns: usize, dtype: DType) -> Tensor {
+    let values = flat(spread(name, rows * columns, 2.0)).reshape((rows, columns)).unwrap();
+    values.to_dtype(dtype).unwrap().to_device(&here()).unwrap()
+}
+
+/// The values in f32, on the processor.
+fn wide(tensor: &Tensor) -> Tensor {
+    tensor.to_device(&Cpu).unwrap().to_dtype(DType::F32).unwrap()
+}
+
+fn vector(tensor: &Tensor) -> Vec<f32> {
+    wide(tensor).flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Compares the kernel's result with its twin's.
+#[track_caller]
+fn assert_close(got: &Tensor, twin: &Tensor, tolerance: f64, what: &str) {
+    assert_eq!(got.dims(), twin.dims(), "{what}");
+    let twin: Vec<f64> = vector(twin).into_iter().map(f64::from).collect();
+    assert_within(tolerance, [distance(&vector(got), &twin) / largest(&twin)], what);
+}
+
+fn each_type(check: impl Fn(DType, f64)) {
+    check(DType::F32, F32);
+    check(DType::BF16, BF16);
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn rms_norm_is_its_twin() {
+    each_type(|dtype, tolerance| {
+        for (n, width) in [(1, 3), (3, 5), (70, 37), (130, 64), (5, 576)] {
+            let (x, dy) = (random("x", n, width, dtype), random("dy", n, width, dtype));
+            let gain = random("gain", 1, width, dtype).flatten_all().unwrap();
+            let what = format!("rms norm of [{n}, {width}] in {dtype:?}");
+            let y = kernels::rms_norm(DEVICE, &x, &gain, 1e-5).unwrap();
+            let [x32, gain32, dy32] = [&x, &gain, &dy].map(wide);
+            assert_close(&y, &kernels::rms_norm(Exec::Split, &x32, &gain32, 1e-5).unwrap(), tolerance, &what);
+            for onto in [None, Some(&dy)] {
+                let copy = |dtype| onto.map(|onto| onto.to_dtype(dtype).unwrap().copy().unwrap());
+                let dgain = random("before", 1, width, DType::F32).flatten_all().unwrap();
+                let twin_dgain = wide(&dgain).copy().unwrap();
+                let dx = kernels::rms_norm_backward(DEVICE, &x, &gain, 1e-5, &dy, copy(dtype), &dgain).unwrap();
+                let onto = copy(DType::F32).map(|onto| wide(&onto));
+                let twin =
+                    kernels::rms_norm_backward(Exec::Split, &x32, &gain32, 1e-5, &dy32, onto, &twin_dgain).unwrap();
+                assert_close(&dx, &twin, tolerance, &format!("{what}: dx"));
+                assert_close(&dgain, &twin_dgain, F32, &format!("{what}: dgain")); // of inputs as they are, in f32
+            }
+        }
+    });
+}
+
+/// Sequences of one batch: none a multiple of a tile, one longer than two tiles of 64.
+const LENGTHS: [usize; 6] = [1, 3, 17, 64, 65, 150];
+
+fn zeros(like: &Tensor) -> Tensor {
+    Tensor::zeros(like.shape(), DType::F32, like.device()).unwrap()
+}
+
+fn ids(count: usize, below: usize) -> Vec<u32> {
+    common::tokens(0, count, below)
+}
+
+/// Runs an operator by kernels in `dtype`, and by the processor on the same values in f32, and compares what they return.
+#[track_caller]
+fn compare(
+    inputs: &[&Tensor],
+    tolerance: f64,
+    what: &str,
+    run: impl Fn(Exec, &[Tensor]) -> mixpool::Result<Vec<Tensor>>,
+) {
+    let own: Vec<Tensor> = inputs.iter().map(|input| input.copy().unwrap()).collect();
+    let widened: Vec<Tensor> = inputs.iter().map(|input| wide(input).copy().unwrap()).collect();
+    let results = run(DEVICE, &own).unwrap();
+    for (index, (got, twin)) in results.iter().zip(run(Exec::Split, &widened).unwrap()).enumerate() {
+        assert_close(got, &twin, tolerance, &format!("{what}, result {index}"));
+    }
+    for (first, second) in
+        results.iter().zip(run(DEVICE, &inputs.iter().map(|x| x.copy().unwrap()).collect::<Vec<_>>()).unwrap())
+    {
+        assert_eq!(bits(&vector(first)), bits(&vector(&second)), "{what}: other bits the second time");
+    }
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn layer_norm_is_its_twin() {
+    each_type(|dtype, tolerance| {
+        for (n, width) in [(3, 5), (70, 37), (130, 64)] {
+            let (x, dy) = (random("x", n, width, dtype), random("dy", n, width, dtype));
+            let [gain, bias] = ["gain", "bias"].map(|name| random(name, 1, width, dtype).flatten_all().unwrap());
+            compare(
+                &[&x, &gain, &bias, &dy],
+                tolerance,
+                &format!("layer norm of [{n}, {width}] in {dtype:?}"),
+                |exec, t| {
+                    let y = kernels::layer_norm(exec, &t[0], &t[1], &t[2], 1e-5)?;
+                    let dgain = zeros(&t[1]);
+                    let dx = kernels::layer_norm_backward(exec, &t[0], &t[1], 1e-5, &t[3], None, &dgain)?;
+                    Ok(vec![y, dx, dgain])
+                },
+            );
+        }
+    });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn norms_of_sums_are_their_twins() {
+    each_type(|dtype, tolerance| {
+        for (n, width) in [(3, 5), (70, 64)] {
+            let (x, added) = (random("x", n, width, dtype), random("added", n, width, dtype));
+            let [gain, bias] = ["gain", "bias"].map(|name| random(name, 1, width, dtype).flatten_all().unwrap());
+            let tolerance = 2.0 * tolerance; // the sum is rounded, and its norm
+            compare(&[&x, &added, &gain, &bias], tolerance, &format!("norm of a sum in {dtype:?}"), |exec, t| {
+                let other = t[0].copy()?;
+                let rms = kernels::rms_norm_of_sum(exec, &t[0], &t[1], &t[2], 1e-5)?;
+                let layer = kernels::layer_norm_of_sum(exec, &other, &t[1], &t[2], &t[3], 1e-5)?;
+                Ok(vec![rms, t[0].clone(), layer, other])
+            });
+        }
+    });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn biases_and_sums_are_their_twins() {
+    each_type(|dtype, tolerance| {
+        for (n, width) in [(1, 1), (70, 37), (4200, 64)] {
+            let (y, x) = (random("y", n, width, dtype), random("x", n, width, dtype));
+            let bias = random("bias", 1, width, dtype).flatten_all().unwrap();
+            let tolerance = 2.0 * tolerance; // a sum of three, rounded twice
+            compare(&[&y, &x, &bias], tolerance, &format!("bias of [{n}, {width}] in {dtype:?}"), |exec, t| {
+                let dbias = zeros(&t[2]);
+                kernels::bias_backward(exec, &t[1], &dbias)?;
+                kernels::add_bias(exec, &t[0], &t[2])?;
+                kernels::add_assign(exec, &t[0], &t[1])?;
+                Ok(vec![t[0].clone(), dbias])
+            });
+        }
+    });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn linear_layers_are_their_twins() {
+    each_type(|dtype, tolerance| {
+        for (n, inputs, outputs) in [(1, 1, 1), (3, 5, 7), (130, 37, 21)] {
+            let (x, dy) = (random("x", n, inputs, dtype), random("dy", n, outputs, dtype));
+            let what = format!("linear layer [{outputs}, {inputs}] of {n} rows in {dtype:?}");
+            let dx = random("dx", n, inputs, dtype);
+            compare(&[&x, &random("w", outputs, inputs, dtype), &dy, &dx], tolerance, &what, |exec, t| {
+                let dw = zeros(&t[1]);
+                let dx = kernels::linear_backward(exec, &t[0], &t[1], &t[2], Some(t[3].clone()), &dw)?;
+                Ok(vec![kernels::linear(exec, &t[0], &t[1])?, dx, dw])
+            });
+            compare(&[&x, &random("w", inputs, outputs, dtype), &dy], tolerance, &what, |exec, t| {
+                let dw = zeros(&t[1]);
+                let dx = kernels::conv1d_backward(exec, &t[0], &t[1], &t[2], None, &dw)?;
+                Ok(vec![kernels::conv1d(exec, &t[0], &t[1])?, dx, dw])
+            });
+        }
+    });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn activations_are_their_twins() {
+    each_type(|dtype, tolerance| {
+        for (n, width) in [(1, 1), (70, 37), (64, 128)] {
+            let [gate, up, dout] = ["gate", "up", "dout"].map(|name| (random(name, n, width, dtype) * 4.0).unwrap());
+            compare(
+                &[&gate, &up, &dout],
+                tolerance,
+                &format!("activations of [{n}, {width}] in {dtype:?}"),
+                |exec, t| {
+                    let (dgate, dup) = kernels::swiglu_backward(exec, &t[0], &t[1], &t[2])?;
+                    let mut results = vec![kernels::swiglu(exec, &t[0], &t[1])?, dgate, dup];
+                    for form in [Gelu::Exact, Gelu::Tanh] {
+                        results.push(kernels::gelu(exec, form, &t[0])?);
+                        results.push(kernels::gelu_backward(exec, form, &t[0], &t[2])?);
+                    }
+                    Ok(results)
+                },
+            );
+        }
+    });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn rope_is_its_twin() {
+    let n = LENGTHS.iter().sum();
+    each_type(|dtype, tolerance| {
+        for (turning, dim) in [(6, 6), (16, 64)] {
+            let frequencies = kernels::rope_frequencies(turning, 10_000.0);
+            let table = RopeTable::of_part(150, &frequencies, dim);
+            let (q, k) = (random("q", n, 3 * dim, dtype), random("k", n, dim, dtype));
+            compare(&[&q, &k], tolerance, &format!("rope of {turning} of {dim} in {dtype:?}"), |exec, t| {
+                let back = t[0].copy()?;
+                kernels::rope(exec, &back, &table, &LENGTHS, true)?;
+                kernels::rope_both(exec, &t[0], &t[1], &table, &LENGTHS, false)?;
+                Ok(vec![t[0].clone(), t[1].clone(), back])
+            });
+        }
+    });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn rows_are_their_twins() {
+    each_type(|dtype, tolerance| {
+        for (n, width, vocabulary) in [(1, 1, 1), (200, 37, 31), (65, 256, 500)] {
+            let ids = ids(n, vocabulary);
+            let rows: Vec<usize> = (0..n).rev().step_by(3).collect();
+            let (table, dy) = (random("table", vocabulary, width, dtype), random("dy", n, width, dtype));
+            compare(&[&table, &dy], tolerance, &format!("rows of [{vocabulary}, {width}] in {dtype:?}"), |exec, t| {
+                let dtable = zeros(&t[0]);
+                kernels::embedding_backward(exec, &ids, &t[1], &dtable)?;
+                let some = kernels::select_rows(exec, &t[1], &rows)?;
+                let back = kernels::select_rows_backward(exec, &rows, &some, n)?;
+                Ok(vec![kernels::embedding(exec, &t[0], &ids)?, dtable, some, back])
+            });
+        }
+        for count in [1, 3] {
+            let turns = Turns { count, widths: [6, 2, 2] };
+            let fused = random("fused", 70, 10 * count, dtype);
+            compare(&[&fused], tolerance, &format!("{count} turns in {dtype:?}"), |exec, t| {
+                let [q, k, v] = kernels::split_fused(exec, turns, &t[0])?;
+                let joined = kernels::join_fused(exec, turns, [&q, &k, &v])?;
+                Ok(vec![q, k, v, joined])
+            });
+        }
+    });
+}
+
+/// In bf16, probabilities and their gradients are rounded before they are multiplied, and so are results.
+#[cfg_attr(test, test)]
+pub(crate) fn attention_is_its_twin() {
+    let n = LENGTHS.iter().sum();
+    let plain = [(3, 1, 6), (4, 4, 16), (2, 1, 64), (1, 1, 130)];
+    let tiles = [(3, 1, 64), (2, 2, 64), (2, 1, 128)];
+    let cases = plain.map(|heads| (heads, DType::F32, 4e-6)).into_iter();
+    let cases = cases.chain(plain.into_iter().chain(tiles).map(|heads| (heads, DType::BF16, 2.0 * BF16)));
+    for ((queries, keys, dim), dtype, tolerance) in cases {
+        let heads = Heads { queries, keys, dim };
+        let [q, dout] = ["q", "dout"].map(|name| (random(name, n, queries * dim, dtype) * 2.0).unwrap());
+        let [k, v] = ["k", "v"].map(|name| random(name, n, keys * dim, dtype));
+        compare(&[&q, &k, &v, &dout], tolerance, &format!("attention of {heads:?} in {dtype:?}"), |exec, t| {
+            let (out, lse) = kernels::attention(exec, heads, &LENGTHS, &t[0], &t[1], &t[2])?;
+            let (dq, dk, dv) =
+                kernels::attention_backward(exec, heads, &LENGTHS, &t[0], &t[1], &t[2], &out, &lse, &t[3])?;
+            Ok(vec![out, lse, dq, dk, dv])
+        });
+    }
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn a_head_too_wide_is_refused() {
+    let heads = Heads { queries: 1, keys: 1, dim: 260 };
+    let q = random("q", 4, 260, DType::F32);
+    let refused = kernels::attention(DEVICE, heads, &[4], &q, &q, &q).unwrap_err().to_string();
+    assert!(refused.contains("260"), "{refused}");
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn cross_entropy_is_its_twin() {
+    // The largest needs two chunks of logits.
+    for (n, width, vocabulary) in [(1, 3, 1), (70, 8, 501), (40, 16, 1024), (140, 4, 130_001)] {
+        // In bf16 the gradients of the logits are rounded, then their products.
+        for (dtype, tolerance) in [(DType::F32, F32), (DType::BF16, 2.0 * BF16)] {
+            let (x, w) = (random("x", n, width, dtype), random("w", vocabulary, width, dtype));
+            let targets = ids(n, vocabulary);
+            let what = format!("cross-entropy of [{n}, {vocabulary}] in {dtype:?}");
+            compare(&[&x, &w], tolerance, &what, |exec, t| {
+                let losses = |nll: Vec<f64>| flat(nll.into_iter().map(|nll| nll as f32).collect());
+                let dw = zeros(&t[1]);
+                let (nll, dx) = kernels::cross_entropy_backward(exec, &t[0], &t[1], &targets, 0.5, &dw)?;
+                let scored = kernels::cross_entropy(exec, &t[0], &t[1], &targets)?;
+                if vocabulary == 1 {
+                    return Ok(Vec::new()); // every loss and gradient is 0
+                }
+                Ok(vec![losses(nll), losses(scored), dx, dw])
+            });
+        }
+    }
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn weighted_sums_have_the_bits_of_the_merge() {
+    for n in [1, 5, 1000, 1025] {
+        let types = [DType::F32, DType::BF16, DType::F16, DType::BF16, DType::F32];
+        let member = |(i, dtype): (usize, DType)| random(&format!("member {i}"), 1, n, dtype).flatten_all().unwrap();
+        let members: Vec<Tensor> = types.into_iter().enumerate().map(member).collect();
+        let bytes: Vec<Vec<u8>> = members.iter().map(bytes_of).collect();
+        for candidates in 1..=7 {
+            let weights: Vec<Vec<f64>> = (0..candidates)
+                .map(|c| (0..5).map(|i| if (c + i) % 4 == 3 { 0.0 } else { 0.3 / (1 + c + i) as f64 }).collect())
+                .collect();
+            for dtype in [DType::F32, DType::BF16] {
+                let outs: Vec<Tensor> = weights.iter().map(|_| Tensor::zeros(n, dtype, &here()).unwrap()).collect();
+                weighted_sums_on_device(&outs, &weights, &members).unwrap();
+                for (out, weights) in outs.iter().zip(&weights) {
+                    let floats = bytes.iter().zip(types).map(|(bytes, dtype)| match dtype {
+                        DType::F32 => Floats::F32(bytes),
+                        DType::BF16 => Floats::BF16(bytes),
+                        _ => Floats::F16(bytes),
+                    });
+                    let members: Vec<_> = weights.iter().copied().zip(floats).collect();
+                    let mut expected = vec![0f32; n];
+                    kernels::weighted_sum(&mut expected, &members);
+                    let expected = vector(&flat(expected).to_dtype(dtype).unwrap());
+                    assert_eq!(vector(out), expected, "{n} values, {candidates} candidates, {dtype:?}");
+                }
+            }
+        }
+    }
+}
+
+fn bytes_of(tensor: &Tensor) -> Vec<u8> {
+    match tensor.dtype() {
+        DType::F32 => tensor.to_vec1::<f32>().unwrap().into_iter().flat_map(f32::to_le_bytes).collect(),
+        DType::BF16 => tensor.to_vec1::<half::bf16>().unwrap().into_iter().flat_map(half::bf16::to_le_bytes).collect(),
+        _ => tensor.to_vec1::<half::f16>().unwrap().into_iter().flat_map(half::f16::to_le_bytes).collect(),
+    }
+}
+
+/// All of them, for `mixpool self-test`.
+#[allow(dead_code)]
+pub(crate) const CASES: &[(&str, fn())] = &[
+    ("rms_norm_is_its_twin", rms_norm_is_its_twin),
+    ("layer_norm_is_its_twin", layer_norm_is_its_twin),
+    ("norms_of_sums_are_their_twins", norms_of_sums_are_their_twins),
+    ("biases_and_sums_are_their_twins", biases_and_sums_are_their_twins),
+    ("linear_layers_are_their_twins", linear_layers_are_their_twins),
+    ("activations_are_their_twins", activations_are_their_twins),
+    ("rope_is_its_twin", rope_is_its_twin),
+    ("rows_are_their_twins", rows_are_their_twins),
+    ("attention_is_its_twin", attention_is_its_twin),
+    ("a_head_too_wide_is_refused", a_head_too_wide_is_refused),
+    ("cross_entropy_is_its_twin", cross_entropy_is_its_twin),
+    ("weighted_sums_have_the_bits_of_the_merge", weighted_sums_have_the_bits_of_the_merge),
+];

@@ -1,0 +1,254 @@
+//! Training, scoring and merging of whole models by the emulated CUDA kernels, against the processor.
+#![cfg(any(feature = "cuda-emulation", not(test)))] // `mixpool self-test` runs the same on a GPU
+
+pub(crate) mod common;
+
+use candle_core::{DType, Tensor};
+use common::place::compute as compute_in;
+use common::{assert_within, bits, distance, norm, relative};
+use mixpool::Error;
+use mixpool::eval::{EvalSet, Evaluator};
+use mixpool::kernels::{Compute, Precision};
+use mixpool::model::{Layout, ModelConfig, Sequences, Transformer, Weights};
+use mixpool::progress::{Observer, Silent};
+use mixpool::text::{Batches, Share, TokenFile};
+use mixpool::train::{State, TrainConfig, Trainer};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const VOCABULARY: usize = 61;
+
+/// The smallest preset, with few words.
+fn pico() -> ModelConfig {
+    ModelConfig { vocab_size: VOCABULARY, ..ModelConfig::preset("pico").unwrap() }
+}
+
+/// Heads as wide as tensor cores take them.
+fn wide(head_dim: usize) -> ModelConfig {
+    ModelConfig { head_dim, num_attention_heads: 2, num_key_value_heads: 1, ..pico() }
+}
+
+/// The loss of packed sequences, and its gradient.
+fn loss_and_gradient(compute: &Compute, config: &ModelConfig) -> (f64, Vec<f32>) {
+    let layout = Layout::of(config);
+    let values = common::weights(&layout);
+    let parameters =
+        Tensor::from_vec(values, layout.len(), compute.device()).unwrap().to_dtype(compute.dtype()).unwrap();
+    let model = Transformer::new(config, &layout, &parameters, 128, compute.exec()).unwrap();
+    let gradient = Tensor::zeros(layout.len(), DType::F32, compute.device()).unwrap();
+    let views = Weights::views(config, &layout, &gradient).unwrap();
+    let (lengths, n) = ([5, 1, 100, 17], 123);
+    let (tokens, targets) = (common::tokens(0, n, config.vocab_size), common::tokens(1, n, config.vocab_size));
+    let batch = Sequences { tokens: &tokens, lengths: &lengths };
+    let rows: Vec<usize> = (0..n).filter(|row| row % 5 != 3).collect();
+    let chosen: Vec<u32> = rows.iter().map(|row| targets[*row]).collect();
+    let all = model.loss_and_gradient(batch, None, &targets, 0.5, &views).unwrap();
+    let some = model.loss_and_gradient(batch, Some(&rows), &chosen, 0.5, &views).unwrap();
+    (all + some, gradient.to_vec1().unwrap())
+}
+
+/// Every kind of block: gated or GELU, norms before, after and of heads, RoPE or learned positions, fused projections, biases.
+fn families() -> Vec<(String, ModelConfig)> {
+    let golden = ["adamw_tied", "adamw_untied", "adamw_gpt2", "adamw_gpt_neox"];
+    let golden = golden.map(|name| {
+        let config = ModelConfig { max_position_embeddings: 128, ..common::config(&common::golden(name)) };
+        (name.to_owned(), config)
+    });
+    let wide = [64, 128].map(|dim| (format!("heads of {dim}"), wide(dim)));
+    golden.into_iter().chain(wide).collect()
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn gradients_of_whole_models_are_those_of_the_processor() {
+    for (name, config) in families() {
+        let (loss, gradient) = loss_and_gradient(&Compute::cpu(), &config);
+        let gradient: Vec<f64> = gradient.into_iter().map(f64::from).collect();
+        // In f32, sums in other orders. In TF32 and bf16 every weight and activation is off by up to 2⁻¹² or 2⁻⁹, and so is what is made of them:
+        // errors of a few of those, near random, in a gradient.
+        for (precision, of_loss, of_gradient) in
+            [(Precision::F32, 1e-6, 1e-5), (Precision::Tf32, 2e-4, 4e-3), (Precision::Bf16, 2e-3, 3e-2)]
+        {
+            let (got, values) = loss_and_gradient(&compute_in(precision), &config);
+            assert_within(of_loss, [relative(got, loss)], &format!("{name}, {precision:?}: loss"));
+            let error: Vec<f32> = values.iter().zip(&gradient).map(|(got, e)| (f64::from(*got) - e) as f32).collect();
+            let length = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+            assert_within(of_gradient, [norm(&error) / length], &format!("{name}, {precision:?}: gradient"));
+            let again = loss_and_gradient(&compute_in(precision), &config);
+            assert!(again.0 == got && bits(&again.1) == bits(&values), "{name}, {precision:?}: other bits");
+        }
+    }
+}
+
+/// Repeated patterns of ids, which a small model learns.
+fn tokens(folder: &std::path::Path) -> TokenFile {
+    let pattern = |period: u32| (0..600).map(|i| 1 + i % period * 5).collect::<Vec<u32>>();
+    common::token_file(folder, &[pattern(11), pattern(7)])
+}
+
+struct Run {
+    config: ModelConfig,
+    layout: Layout,
+    train: TrainConfig,
+}
+
+impl Run {
+    fn new(steps: u64, rate: f64) -> Self {
+        let config = pico();
+        let train = TrainConfig { micro_batch_size: 3, warmup_steps: 2, ..TrainConfig::new(steps, 5, 24, rate) };
+        Self { layout: Layout::of(&config), config, train }
+    }
+
+    fn fresh(&self) -> State {
+        State::fresh(self.layout.initial_values(&self.config, 0))
+    }
+
+    fn go_on(&self, compute: &Compute, state: State, observer: &dyn Observer) -> (mixpool::Result<()>, State) {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        let shares = [0, 1].map(|index| Share { tokens: &tokens, documents: index..index + 1, weight: 0.5 });
+        let mut batches = Batches::new(&shares, 0, self.train.sequence_length, 5).unwrap();
+        let mut trainer = Trainer::on(compute, &self.config, &self.layout, &self.train, state).unwrap();
+        let result = trainer.run(&mut batches, "test", observer, f64::INFINITY, |_| Ok(()));
+        (result, trainer.state().unwrap())
+    }
+
+    fn trained(&self, compute: &Compute) -> State {
+        let (result, state) = self.go_on(compute, self.fresh(), &Silent);
+        result.unwrap();
+        state
+    }
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn five_steps_are_those_of_the_processor() {
+    let run = Run::new(5, 2e-3);
+    let expected = run.trained(&Compute::cpu());
+    // Adam divides a gradient by its own size, so the rounding errors of the smallest grow to parts of a step, in bf16
+    // to whole steps; what five steps have moved is compared as a whole.
+    for (precision, of_loss, of_norm, of_move) in
+        [(Precision::F32, 1e-6, 1e-5, 1e-3), (Precision::Bf16, 2e-3, 2e-2, 0.2)]
+    {
+        let state = run.trained(&compute_in(precision));
+        assert_eq!(state.curve.len(), 5);
+        for (got, wanted) in state.curve.iter().zip(&expected.curve) {
+            let what = format!("{precision:?}, step {}", wanted.step);
+            assert_eq!((got.step, got.tokens, got.learning_rate), (wanted.step, wanted.tokens, wanted.learning_rate));
+            assert_within(of_loss, [relative(got.loss, wanted.loss)], &format!("{what}: loss"));
+            assert_within(of_norm, [relative(got.gradient_norm, wanted.gradient_norm)], &format!("{what}: norm"));
+        }
+        let start = run.fresh().parameters;
+        let moved: Vec<f32> = expected.parameters.iter().zip(&start).map(|(to, from)| to - from).collect();
+        let error: Vec<f32> = state.parameters.iter().zip(&expected.parameters).map(|(got, to)| got - to).collect();
+        assert_within(of_move, [norm(&error) / norm(&moved)], &format!("{precision:?}: what five steps moved"));
+        let again = run.trained(&compute_in(precision));
+        for (first, second) in
+            [(&state.parameters, &again.parameters), (&state.first, &again.first), (&state.second, &again.second)]
+        {
+            assert_eq!(bits(first), bits(second), "{precision:?}: other bits the second time");
+        }
+    }
+}
+
+/// Asks to stop once `0` looks were taken.
+struct StopAfter(AtomicU64);
+
+impl Observer for StopAfter {
+    fn begin(&self, _: &str, _: u64, _: &'static str) {}
+    fn advance(&self, _: u64, _: &str) {}
+    fn finish(&self) {}
+    fn note(&self, _: &str) {}
+    fn check(&self) -> mixpool::Result<()> {
+        match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::Stopped { signal: "SIGTERM" }),
+        }
+    }
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn a_stopped_run_goes_on_bit_for_bit() {
+    let run = Run::new(23, 1e-3);
+    let compute = compute_in(Precision::Bf16);
+    let expected = run.trained(&compute);
+    let (stopped, state) = run.go_on(&compute, run.fresh(), &StopAfter(AtomicU64::new(1)));
+    assert!(matches!(stopped, Err(Error::Stopped { .. })));
+    assert_eq!(state.step, 10, "losses are read every ten steps");
+    let (result, state) = run.go_on(&compute, state, &Silent);
+    result.unwrap();
+    assert_eq!(state.step, 23);
+    assert!(state == expected, "a resumed run ends elsewhere");
+    let (first, last) = (state.curve[0].loss, state.curve[22].loss);
+    assert!(last < first - 0.3, "loss {first} to {last}: nothing learnt");
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn what_is_not_finite_stops_the_run_and_spares_the_parameters() {
+    let run = Run::new(20, 1e-3);
+    let mut state = run.fresh();
+    let middle = state.parameters.len() / 2;
+    state.parameters[middle] = f32::NAN;
+    let before = bits(&state.parameters);
+    let (result, after) = run.go_on(&compute_in(Precision::F32), state, &Silent);
+    let refused = result.unwrap_err();
+    assert!(matches!(refused, Error::NotFinite { .. }) && refused.to_string().contains("step 1 "), "{refused}");
+    assert_eq!(bits(&after.parameters), before);
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn scores_are_those_of_the_processor() {
+    let run = Run::new(40, 5e-3);
+    let states = [0, 20].map(|steps| {
+        let run = Run { train: TrainConfig { steps: steps + 20, ..run.train.clone() }, ..Run::new(40, 5e-3) };
+        run.trained(&Compute::cpu()).parameters
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let text: Vec<u32> = (0..1500).map(|i| 1 + (i % 11 * 5 + i / 100) % 60).collect();
+    let held_out =
+        common::token_file(folder.path(), &[text[..40].to_vec(), text[40..41].to_vec(), text[41..].to_vec()]);
+    let set = EvalSet::new("held-out", &held_out, 0, 32).unwrap();
+    let score = |compute: &Compute, parameters: &[f32]| {
+        let evaluator = Evaluator::on(compute, &run.config, &run.layout, 32).unwrap();
+        evaluator
+            .set(|values| {
+                values.copy_from_slice(parameters);
+                Ok(())
+            })
+            .unwrap();
+        evaluator.token_nll(&set).unwrap()
+    };
+    let mean = |nll: &[f64]| nll.iter().sum::<f64>() / nll.len() as f64;
+    for parameters in &states {
+        let expected = score(&Compute::cpu(), parameters);
+        for (precision, of_token, of_score) in [(Precision::F32, 2e-5, 1e-6), (Precision::Bf16, 0.1, 1e-3)] {
+            let got = score(&compute_in(precision), parameters);
+            let single: Vec<f32> = got.iter().map(|nll| *nll as f32).collect();
+            assert_within(of_token, [distance(&single, &expected)], &format!("{precision:?}: nats of a token"));
+            let error = (mean(&got) - mean(&expected)).abs();
+            assert_within(of_score, [error], &format!("{precision:?}: score of {} in nats", mean(&expected)));
+            assert_eq!(got, score(&compute_in(precision), parameters), "{precision:?}: other bits the second time");
+        }
+    }
+    // A merge on the device is that of the processor.
+    let merged: Vec<f32> =
+        states[0].iter().zip(&states[1]).map(|(a, b)| (0.25 * f64::from(*a) + 0.75 * f64::from(*b)) as f32).collect();
+    for precision in [Precision::F32, Precision::Bf16] {
+        let compute = compute_in(precision);
+        let evaluator = Evaluator::on(&compute, &run.config, &run.layout, 32).unwrap();
+        let members =
+            states.each_ref().map(|values| Tensor::from_slice(values, values.len(), compute.device()).unwrap());
+        evaluator.set_to_sum(&[0.25, 0.75], &members).unwrap();
+        assert_eq!(evaluator.token_nll(&set).unwrap(), score(&compute, &merged), "{precision:?}");
+    }
+}
+
+/// All of them, for `mixpool self-test`.
+#[allow(dead_code)]
+pub(crate) const CASES: &[(&str, fn())] = &[
+    ("gradients_of_whole_models_are_those_of_the_processor", gradients_of_whole_models_are_those_of_the_processor),
+    ("five_steps_are_those_of_the_processor", five_steps_are_those_of_the_processor),
+    ("a_stopped_run_goes_on_bit_for_bit", a_stopped_run_goes_on_bit_for_bit),
+    (
+        "what_is_not_finite_stops_the_run_and_spares_the_parameters",
+        what_is_not_finite_stops_the_run_and_spares_the_parameters,
+    ),
+    ("scores_are_those_of_the_processor", scores_are_those_of_the_processor),
+];
