@@ -1,15 +1,16 @@
-//! CUDA kernels, emulated on the processor from the same source, against their CPU twins.
+//! CUDA kernels against their CPU twins: emulated on the processor from the same source with feature `cuda-emulation`, on the
+//! first GPU with feature `cuda`.
 //!
 //! Tolerances are relative to the largest value of the twin's result. In f32 both sides add at most a few thousand products in
 //! different orders, each off by 6e-8. In bf16 the twin computes in f32 from the same rounded inputs, so what is compared is
 //! the rounding of results (2⁻⁹ of each) and of intermediate values that the kernel keeps in bf16.
-#![cfg(feature = "cuda-emulation")]
+#![cfg(any(feature = "cuda", feature = "cuda-emulation"))]
 
 mod common;
 
-use candle_core::{DType, Device::Cpu, Tensor};
-use common::{assert_within, bits, distance, flat, largest, spread};
-use mixpool::kernels::{self, Exec, Floats, Gelu, Heads, RopeTable, Turns, weighted_sums_on_device};
+use candle_core::{DType, Device, Device::Cpu, Tensor};
+use common::{assert_within, bits, compute, distance, flat, largest, spread};
+use mixpool::kernels::{self, Exec, Floats, Gelu, Heads, Precision, RopeTable, Turns, weighted_sums_on_device};
 
 const DEVICE: Exec = Exec::Device { tf32: false };
 const F32: f64 = 2e-6;
@@ -20,12 +21,20 @@ fn random(name: &str, rows: usize, columns: usize, dtype: DType) -> Tensor {
     flat(spread(name, rows * columns, 2.0)).reshape((rows, columns)).unwrap().to_dtype(dtype).unwrap()
 }
 
+fn device() -> Device {
+    compute(Precision::F32).device().clone()
+}
+
+fn placed(tensor: &Tensor) -> Tensor {
+    tensor.to_device(&device()).unwrap().copy().unwrap() // where it is already, to_device shares it
+}
+
 fn wide(tensor: &Tensor) -> Tensor {
     tensor.to_dtype(DType::F32).unwrap()
 }
 
 fn vector(tensor: &Tensor) -> Vec<f32> {
-    wide(tensor).flatten_all().unwrap().to_vec1().unwrap()
+    wide(&tensor.to_device(&Cpu).unwrap()).flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// Compares the kernel's result with its twin's.
@@ -48,20 +57,14 @@ fn rms_norm_is_its_twin() {
             let (x, dy) = (random("x", n, width, dtype), random("dy", n, width, dtype));
             let gain = random("gain", 1, width, dtype).flatten_all().unwrap();
             let what = format!("rms norm of [{n}, {width}] in {dtype:?}");
-            let y = kernels::rms_norm(DEVICE, &x, &gain, 1e-5).unwrap();
-            let [x32, gain32, dy32] = [&x, &gain, &dy].map(wide);
-            assert_close(&y, &kernels::rms_norm(Exec::Split, &x32, &gain32, 1e-5).unwrap(), tolerance, &what);
-            for onto in [None, Some(&dy)] {
-                let copy = |dtype| onto.map(|onto| onto.to_dtype(dtype).unwrap().copy().unwrap());
-                let [dgain, twin_dgain] =
-                    [(); 2].map(|()| random("before", 1, width, DType::F32).flatten_all().unwrap());
-                let dx = kernels::rms_norm_backward(DEVICE, &x, &gain, 1e-5, &dy, copy(dtype), &dgain).unwrap();
-                let onto = copy(DType::F32);
-                let twin =
-                    kernels::rms_norm_backward(Exec::Split, &x32, &gain32, 1e-5, &dy32, onto, &twin_dgain).unwrap();
-                assert_close(&dx, &twin, tolerance, &format!("{what}: dx"));
-                assert_close(&dgain, &twin_dgain, F32, &format!("{what}: dgain")); // of inputs as they are, in f32
-            }
+            compare(&[&x, &gain, &dy], tolerance, &what, |exec, t| {
+                let y = kernels::rms_norm(exec, &t[0], &t[1], 1e-5)?;
+                let dgain = zeros(&t[1]);
+                let dx = kernels::rms_norm_backward(exec, &t[0], &t[1], 1e-5, &t[2], None, &dgain)?;
+                let onto = t[2].copy()?;
+                let onto = kernels::rms_norm_backward(exec, &t[0], &t[1], 1e-5, &t[2], Some(onto), &dgain)?;
+                Ok(vec![y, dx, onto, dgain])
+            });
         }
     });
 }
@@ -70,7 +73,7 @@ fn rms_norm_is_its_twin() {
 const LENGTHS: [usize; 6] = [1, 3, 17, 64, 65, 150];
 
 fn zeros(like: &Tensor) -> Tensor {
-    Tensor::zeros(like.shape(), DType::F32, &Cpu).unwrap()
+    Tensor::zeros(like.shape(), DType::F32, like.device()).unwrap()
 }
 
 fn ids(count: usize, below: usize) -> Vec<u32> {
@@ -85,15 +88,13 @@ fn compare(
     what: &str,
     run: impl Fn(Exec, &[Tensor]) -> mixpool::Result<Vec<Tensor>>,
 ) {
-    let own: Vec<Tensor> = inputs.iter().map(|input| input.copy().unwrap()).collect();
+    let own = || inputs.iter().map(|input| placed(input)).collect::<Vec<_>>();
     let widened: Vec<Tensor> = inputs.iter().map(|input| wide(input).copy().unwrap()).collect();
-    let results = run(DEVICE, &own).unwrap();
+    let results = run(DEVICE, &own()).unwrap();
     for (index, (got, twin)) in results.iter().zip(run(Exec::Split, &widened).unwrap()).enumerate() {
         assert_close(got, &twin, tolerance, &format!("{what}, result {index}"));
     }
-    for (first, second) in
-        results.iter().zip(run(DEVICE, &inputs.iter().map(|x| x.copy().unwrap()).collect::<Vec<_>>()).unwrap())
-    {
+    for (first, second) in results.iter().zip(run(DEVICE, &own()).unwrap()) {
         assert_eq!(bits(&vector(first)), bits(&vector(&second)), "{what}: other bits the second time");
     }
 }
@@ -267,7 +268,7 @@ fn attention_is_its_twin() {
 #[test]
 fn a_head_too_wide_is_refused() {
     let heads = Heads { queries: 1, keys: 1, dim: 260 };
-    let q = random("q", 4, 260, DType::F32);
+    let q = placed(&random("q", 4, 260, DType::F32));
     let refused = kernels::attention(DEVICE, heads, &[4], &q, &q, &q).unwrap_err().to_string();
     assert!(refused.contains("260"), "{refused}");
 }
@@ -302,12 +303,13 @@ fn weighted_sums_have_the_bits_of_the_merge() {
         let member = |(i, dtype): (usize, DType)| random(&format!("member {i}"), 1, n, dtype).flatten_all().unwrap();
         let members: Vec<Tensor> = types.into_iter().enumerate().map(member).collect();
         let bytes: Vec<Vec<u8>> = members.iter().map(bytes_of).collect();
+        let members: Vec<Tensor> = members.iter().map(placed).collect();
         for candidates in 1..=7 {
             let weights: Vec<Vec<f64>> = (0..candidates)
-                .map(|c| (0..5).map(|i| if (c + i) % 4 == 3 { 0.0 } else { 0.3 / (1 + c + i) as f64 }).collect())
+                .map(|c| (0..5).map(|i| if (c + i) % 4 == 3 { 0.0 } else { 0.3 / f64::from(1 + c + i) }).collect())
                 .collect();
             for dtype in [DType::F32, DType::BF16] {
-                let outs: Vec<Tensor> = weights.iter().map(|_| Tensor::zeros(n, dtype, &Cpu).unwrap()).collect();
+                let outs: Vec<Tensor> = weights.iter().map(|_| Tensor::zeros(n, dtype, &device()).unwrap()).collect();
                 weighted_sums_on_device(&outs, &weights, &members).unwrap();
                 for (out, weights) in outs.iter().zip(&weights) {
                     let floats = bytes.iter().zip(types).map(|(bytes, dtype)| match dtype {

@@ -3,10 +3,12 @@
 #![allow(dead_code, clippy::print_stdout)] // every test program uses a part of this; errors are shown on demand
 
 use candle_core::{Device, Tensor};
+use mixpool::kernels::{Compute, Precision};
 use mixpool::model::{Layout, ModelConfig, Sequences, Transformer, Weights, config_of};
 use mixpool::text::TokenFile;
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// Reads `tests/golden/NAME.json`.
 pub(crate) fn golden(name: &str) -> Value {
@@ -127,6 +129,15 @@ pub(crate) fn assert_within(tolerance: f64, errors: impl IntoIterator<Item = f64
     let worst = errors.into_iter().fold(0.0, worse);
     println!("{what}: error {worst:.1e}, tolerance {tolerance:.0e}");
     assert!(worst <= tolerance, "{what}: error {worst:e} exceeds {tolerance:e}");
+}
+
+/// Where CUDA kernels are tested: in the emulation where it was built, else on the first GPU.
+pub(crate) fn compute(precision: Precision) -> Compute {
+    static GPU: OnceLock<Compute> = OnceLock::new(); // one queue for all tests: contexts are slow to open
+    if cfg!(feature = "cuda-emulation") {
+        return Compute::emulated(precision).unwrap();
+    }
+    GPU.get_or_init(|| Compute::cuda(0, precision).unwrap()).in_precision(precision)
 }
 
 /// The bits of every value, so that comparisons see −0 and NaN.

@@ -63,6 +63,15 @@ impl Compute {
         Self { device: Device::Cpu, exec: Exec::Device { tf32 }, dtype }
     }
 
+    /// The same device, in another precision; the processor knows f32 alone.
+    #[must_use]
+    pub fn in_precision(&self, precision: Precision) -> Self {
+        if !self.is_queued() {
+            return self.clone();
+        }
+        Self { device: self.device.clone(), ..Self::on_device(precision) }
+    }
+
     /// Where tensors lie.
     pub fn device(&self) -> &Device {
         &self.device
