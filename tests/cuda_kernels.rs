@@ -10,7 +10,9 @@ pub(crate) mod common;
 
 use candle_core::{DType, Device, Device::Cpu, Tensor};
 use common::{assert_within, bits, compute, distance, flat, largest, spread};
-use mixpool::kernels::{self, Exec, Floats, Gelu, Heads, Precision, RopeTable, Turns, weighted_sums_on_device};
+use mixpool::kernels::{
+    self, Exec, Floats, Gelu, Heads, Precision, RopeTable, Source, StreamedSums, Turns, weighted_sums_on_device,
+};
 
 const DEVICE: Exec = Exec::Device { tf32: false };
 const F32: f64 = 2e-6;
@@ -328,6 +330,52 @@ pub(crate) fn weighted_sums_have_the_bits_of_the_merge() {
     }
 }
 
+/// Members that pass through small buffers, of types that change on the way, beside one that lies on the device.
+#[cfg_attr(test, test)]
+pub(crate) fn streamed_sums_have_the_same_bits() {
+    let lengths = [1000, 3, 5000, 777];
+    let n = lengths.iter().sum();
+    let types =
+        [[DType::F32; 4], [DType::BF16; 4], [DType::F32, DType::BF16, DType::BF16, DType::F16], [DType::BF16; 4]];
+    let part = |member: usize, index: usize| {
+        random(&format!("member {member} {index}"), 1, lengths[index], types[member][index]).flatten_all().unwrap()
+    };
+    let members: Vec<Vec<Tensor>> = (0..4).map(|member| (0..4).map(|index| part(member, index)).collect()).collect();
+    let bytes: Vec<Vec<Vec<u8>>> = members.iter().map(|parts| parts.iter().map(bytes_of).collect()).collect();
+    let floats = |member: usize, index: usize| match types[member][index] {
+        DType::F32 => Floats::F32(&bytes[member][index]),
+        DType::BF16 => Floats::BF16(&bytes[member][index]),
+        _ => Floats::F16(&bytes[member][index]),
+    };
+    let on_device = placed(&Tensor::cat(&members[3], 0).unwrap());
+    let weights = [[0.5, 0.25, 0.125, 0.125], [0.0, 0.7, 0.3, 0.0], [-1.0, 2.0, 0.0, 0.1]];
+    for (count, dtype, buffer) in [(3, DType::F32, 4096), (1, DType::F32, 1 << 20), (2, DType::BF16, 1000)] {
+        let weights: Vec<Vec<f64>> = weights[..count].iter().map(|weights| weights.to_vec()).collect();
+        let outs: Vec<Tensor> = weights.iter().map(|_| Tensor::zeros(n, dtype, &device()).unwrap()).collect();
+        let mut sums = StreamedSums::new(&device(), buffer);
+        for _ in 0..2 {
+            let host = |member| Source::Host((0..4).map(|index| floats(member, index)).collect());
+            let sources = [host(0), host(1), host(2), Source::Device(&on_device)];
+            sums.sum(&outs, &weights, &sources).unwrap();
+        }
+        for (out, weights) in outs.iter().zip(&weights) {
+            let mut expected = Vec::new();
+            for index in 0..4 {
+                let members: Vec<_> = (0..4).map(|member| (weights[member], floats(member, index))).collect();
+                let mut values = vec![0f32; lengths[index]];
+                kernels::weighted_sum(&mut values, &members);
+                expected.extend(values);
+            }
+            let expected = vector(&flat(expected).to_dtype(dtype).unwrap());
+            assert_eq!(bits(&vector(out)), bits(&expected), "{count} candidates, {dtype:?}, buffers of {buffer}");
+        }
+    }
+    let mut small = StreamedSums::new(&device(), 64);
+    let out = Tensor::zeros(lengths[0], DType::F32, &device()).unwrap();
+    let refused = small.sum(&[out], &[vec![1.0]], &[Source::Host(vec![floats(0, 0)])]).unwrap_err().to_string();
+    assert!(refused.contains("64 bytes"), "{refused}");
+}
+
 fn bytes_of(tensor: &Tensor) -> Vec<u8> {
     match tensor.dtype() {
         DType::F32 => tensor.to_vec1::<f32>().unwrap().into_iter().flat_map(f32::to_le_bytes).collect(),
@@ -351,4 +399,5 @@ pub(crate) const CASES: &[(&str, fn())] = &[
     ("a_head_too_wide_is_refused", a_head_too_wide_is_refused),
     ("cross_entropy_is_its_twin", cross_entropy_is_its_twin),
     ("weighted_sums_have_the_bits_of_the_merge", weighted_sums_have_the_bits_of_the_merge),
+    ("streamed_sums_have_the_same_bits", streamed_sums_have_the_same_bits),
 ];
