@@ -73,6 +73,7 @@ mod emulation {
             .warnings_into_errors(true)
             .flag_if_supported("-march=native") // fused multiply-add, as on a GPU; tests run where they are built
             .flag("-Wno-unknown-pragmas")
+            .flag("-fno-strict-aliasing") // lanes read what others show as bytes
             .flag("-U_FORTIFY_SOURCE") // fibers jump between stacks
             .compile("mixpool_emulated_kernels");
     }

@@ -1,16 +1,18 @@
-//! CUDA kernels, emulated on the processor from the same source, against their CPU twins.
+//! CUDA kernels against their CPU twins: emulated on the processor from the same source with feature `cuda-emulation`, on the
+//! first GPU with feature `cuda`.
 //!
 //! Tolerances are relative to the largest value of the twin's result. In f32 both sides add at most a few thousand products in
 //! different orders, each off by 6e-8. In bf16 the twin computes in f32 from the same rounded inputs, so what is compared is
 //! the rounding of results (2⁻⁹ of each) and of intermediate values that the kernel keeps in bf16.
-#![cfg(any(feature = "cuda-emulation", not(test)))] // `mixpool self-test` runs the same on a GPU
+#![cfg(any(feature = "cuda", feature = "cuda-emulation"))] // `mixpool self-test` runs the same
 
 pub(crate) mod common;
 
-use candle_core::{DType, Device::Cpu, Tensor};
-use common::place::here;
-use common::{assert_within, bits, distance, flat, largest, spread};
-use mixpool::kernels::{self, Exec, Floats, Gelu, Heads, RopeTable, Turns, weighted_sums_on_device};
+use candle_core::{DType, Device, Device::Cpu, Tensor};
+use common::{assert_within, bits, compute, distance, flat, largest, spread};
+use mixpool::kernels::{
+    self, Exec, Floats, Gelu, Heads, Precision, RopeTable, Source, StreamedSums, Turns, weighted_sums_on_device,
+};
 
 const DEVICE: Exec = Exec::Device { tf32: false };
 const F32: f64 = 2e-6;
@@ -18,17 +20,23 @@ const BF16: f64 = 1.0 / 256.0;
 
 /// Values in [−1, 1) that depend on the name, exact in `dtype`.
 fn random(name: &str, rows: usize, columns: usize, dtype: DType) -> Tensor {
-    let values = flat(spread(name, rows * columns, 2.0)).reshape((rows, columns)).unwrap();
-    values.to_dtype(dtype).unwrap().to_device(&here()).unwrap()
+    flat(spread(name, rows * columns, 2.0)).reshape((rows, columns)).unwrap().to_dtype(dtype).unwrap()
 }
 
-/// The values in f32, on the processor.
+fn device() -> Device {
+    compute(Precision::F32).device().clone()
+}
+
+fn placed(tensor: &Tensor) -> Tensor {
+    tensor.to_device(&device()).unwrap().copy().unwrap() // where it is already, to_device shares it
+}
+
 fn wide(tensor: &Tensor) -> Tensor {
-    tensor.to_device(&Cpu).unwrap().to_dtype(DType::F32).unwrap()
+    tensor.to_dtype(DType::F32).unwrap()
 }
 
 fn vector(tensor: &Tensor) -> Vec<f32> {
-    wide(tensor).flatten_all().unwrap().to_vec1().unwrap()
+    wide(&tensor.to_device(&Cpu).unwrap()).flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// Compares the kernel's result with its twin's.
@@ -47,24 +55,18 @@ fn each_type(check: impl Fn(DType, f64)) {
 #[cfg_attr(test, test)]
 pub(crate) fn rms_norm_is_its_twin() {
     each_type(|dtype, tolerance| {
-        for (n, width) in [(1, 3), (3, 5), (70, 37), (130, 64), (5, 576)] {
+        for (n, width) in [(1, 3), (3, 5), (70, 37), (130, 64), (5, 576), (3, 3080)] {
             let (x, dy) = (random("x", n, width, dtype), random("dy", n, width, dtype));
             let gain = random("gain", 1, width, dtype).flatten_all().unwrap();
             let what = format!("rms norm of [{n}, {width}] in {dtype:?}");
-            let y = kernels::rms_norm(DEVICE, &x, &gain, 1e-5).unwrap();
-            let [x32, gain32, dy32] = [&x, &gain, &dy].map(wide);
-            assert_close(&y, &kernels::rms_norm(Exec::Split, &x32, &gain32, 1e-5).unwrap(), tolerance, &what);
-            for onto in [None, Some(&dy)] {
-                let copy = |dtype| onto.map(|onto| onto.to_dtype(dtype).unwrap().copy().unwrap());
-                let dgain = random("before", 1, width, DType::F32).flatten_all().unwrap();
-                let twin_dgain = wide(&dgain).copy().unwrap();
-                let dx = kernels::rms_norm_backward(DEVICE, &x, &gain, 1e-5, &dy, copy(dtype), &dgain).unwrap();
-                let onto = copy(DType::F32).map(|onto| wide(&onto));
-                let twin =
-                    kernels::rms_norm_backward(Exec::Split, &x32, &gain32, 1e-5, &dy32, onto, &twin_dgain).unwrap();
-                assert_close(&dx, &twin, tolerance, &format!("{what}: dx"));
-                assert_close(&dgain, &twin_dgain, F32, &format!("{what}: dgain")); // of inputs as they are, in f32
-            }
+            compare(&[&x, &gain, &dy], tolerance, &what, |exec, t| {
+                let y = kernels::rms_norm(exec, &t[0], &t[1], 1e-5)?;
+                let dgain = zeros(&t[1]);
+                let dx = kernels::rms_norm_backward(exec, &t[0], &t[1], 1e-5, &t[2], None, &dgain)?;
+                let onto = t[2].copy()?;
+                let onto = kernels::rms_norm_backward(exec, &t[0], &t[1], 1e-5, &t[2], Some(onto), &dgain)?;
+                Ok(vec![y, dx, onto, dgain])
+            });
         }
     });
 }
@@ -88,15 +90,13 @@ fn compare(
     what: &str,
     run: impl Fn(Exec, &[Tensor]) -> mixpool::Result<Vec<Tensor>>,
 ) {
-    let own: Vec<Tensor> = inputs.iter().map(|input| input.copy().unwrap()).collect();
+    let own = || inputs.iter().map(|input| placed(input)).collect::<Vec<_>>();
     let widened: Vec<Tensor> = inputs.iter().map(|input| wide(input).copy().unwrap()).collect();
-    let results = run(DEVICE, &own).unwrap();
+    let results = run(DEVICE, &own()).unwrap();
     for (index, (got, twin)) in results.iter().zip(run(Exec::Split, &widened).unwrap()).enumerate() {
         assert_close(got, &twin, tolerance, &format!("{what}, result {index}"));
     }
-    for (first, second) in
-        results.iter().zip(run(DEVICE, &inputs.iter().map(|x| x.copy().unwrap()).collect::<Vec<_>>()).unwrap())
-    {
+    for (first, second) in results.iter().zip(run(DEVICE, &own()).unwrap()) {
         assert_eq!(bits(&vector(first)), bits(&vector(&second)), "{what}: other bits the second time");
     }
 }
@@ -270,7 +270,7 @@ pub(crate) fn attention_is_its_twin() {
 #[cfg_attr(test, test)]
 pub(crate) fn a_head_too_wide_is_refused() {
     let heads = Heads { queries: 1, keys: 1, dim: 260 };
-    let q = random("q", 4, 260, DType::F32);
+    let q = placed(&random("q", 4, 260, DType::F32));
     let refused = kernels::attention(DEVICE, heads, &[4], &q, &q, &q).unwrap_err().to_string();
     assert!(refused.contains("260"), "{refused}");
 }
@@ -278,7 +278,7 @@ pub(crate) fn a_head_too_wide_is_refused() {
 #[cfg_attr(test, test)]
 pub(crate) fn cross_entropy_is_its_twin() {
     // The largest needs two chunks of logits.
-    for (n, width, vocabulary) in [(1, 3, 1), (70, 8, 501), (40, 16, 1024), (140, 4, 130_001)] {
+    for (n, width, vocabulary) in [(1, 3, 1), (70, 8, 501), (40, 16, 1024), (130, 4, 524_289)] {
         // In bf16 the gradients of the logits are rounded, then their products.
         for (dtype, tolerance) in [(DType::F32, F32), (DType::BF16, 2.0 * BF16)] {
             let (x, w) = (random("x", n, width, dtype), random("w", vocabulary, width, dtype));
@@ -305,12 +305,13 @@ pub(crate) fn weighted_sums_have_the_bits_of_the_merge() {
         let member = |(i, dtype): (usize, DType)| random(&format!("member {i}"), 1, n, dtype).flatten_all().unwrap();
         let members: Vec<Tensor> = types.into_iter().enumerate().map(member).collect();
         let bytes: Vec<Vec<u8>> = members.iter().map(bytes_of).collect();
+        let members: Vec<Tensor> = members.iter().map(placed).collect();
         for candidates in 1..=7 {
             let weights: Vec<Vec<f64>> = (0..candidates)
-                .map(|c| (0..5).map(|i| if (c + i) % 4 == 3 { 0.0 } else { 0.3 / (1 + c + i) as f64 }).collect())
+                .map(|c| (0..5).map(|i| if (c + i) % 4 == 3 { 0.0 } else { 0.3 / f64::from(1 + c + i) }).collect())
                 .collect();
             for dtype in [DType::F32, DType::BF16] {
-                let outs: Vec<Tensor> = weights.iter().map(|_| Tensor::zeros(n, dtype, &here()).unwrap()).collect();
+                let outs: Vec<Tensor> = weights.iter().map(|_| Tensor::zeros(n, dtype, &device()).unwrap()).collect();
                 weighted_sums_on_device(&outs, &weights, &members).unwrap();
                 for (out, weights) in outs.iter().zip(&weights) {
                     let floats = bytes.iter().zip(types).map(|(bytes, dtype)| match dtype {
@@ -327,6 +328,52 @@ pub(crate) fn weighted_sums_have_the_bits_of_the_merge() {
             }
         }
     }
+}
+
+/// Members that pass through small buffers, of types that change on the way, beside one that lies on the device.
+#[cfg_attr(test, test)]
+pub(crate) fn streamed_sums_have_the_same_bits() {
+    let lengths = [1000, 3, 5000, 777];
+    let n = lengths.iter().sum();
+    let types =
+        [[DType::F32; 4], [DType::BF16; 4], [DType::F32, DType::BF16, DType::BF16, DType::F16], [DType::BF16; 4]];
+    let part = |member: usize, index: usize| {
+        random(&format!("member {member} {index}"), 1, lengths[index], types[member][index]).flatten_all().unwrap()
+    };
+    let members: Vec<Vec<Tensor>> = (0..4).map(|member| (0..4).map(|index| part(member, index)).collect()).collect();
+    let bytes: Vec<Vec<Vec<u8>>> = members.iter().map(|parts| parts.iter().map(bytes_of).collect()).collect();
+    let floats = |member: usize, index: usize| match types[member][index] {
+        DType::F32 => Floats::F32(&bytes[member][index]),
+        DType::BF16 => Floats::BF16(&bytes[member][index]),
+        _ => Floats::F16(&bytes[member][index]),
+    };
+    let on_device = placed(&Tensor::cat(&members[3], 0).unwrap());
+    let weights = [[0.5, 0.25, 0.125, 0.125], [0.0, 0.7, 0.3, 0.0], [-1.0, 2.0, 0.0, 0.1]];
+    for (count, dtype, buffer) in [(3, DType::F32, 4096), (1, DType::F32, 1 << 20), (2, DType::BF16, 1000)] {
+        let weights: Vec<Vec<f64>> = weights[..count].iter().map(|weights| weights.to_vec()).collect();
+        let outs: Vec<Tensor> = weights.iter().map(|_| Tensor::zeros(n, dtype, &device()).unwrap()).collect();
+        let mut sums = StreamedSums::new(&device(), buffer);
+        for _ in 0..2 {
+            let host = |member| Source::Host((0..4).map(|index| floats(member, index)).collect());
+            let sources = [host(0), host(1), host(2), Source::Device(&on_device)];
+            sums.sum(&outs, &weights, &sources).unwrap();
+        }
+        for (out, weights) in outs.iter().zip(&weights) {
+            let mut expected = Vec::new();
+            for index in 0..4 {
+                let members: Vec<_> = (0..4).map(|member| (weights[member], floats(member, index))).collect();
+                let mut values = vec![0f32; lengths[index]];
+                kernels::weighted_sum(&mut values, &members);
+                expected.extend(values);
+            }
+            let expected = vector(&flat(expected).to_dtype(dtype).unwrap());
+            assert_eq!(bits(&vector(out)), bits(&expected), "{count} candidates, {dtype:?}, buffers of {buffer}");
+        }
+    }
+    let mut small = StreamedSums::new(&device(), 64);
+    let out = Tensor::zeros(lengths[0], DType::F32, &device()).unwrap();
+    let refused = small.sum(&[out], &[vec![1.0]], &[Source::Host(vec![floats(0, 0)])]).unwrap_err().to_string();
+    assert!(refused.contains("64 bytes"), "{refused}");
 }
 
 fn bytes_of(tensor: &Tensor) -> Vec<u8> {
@@ -352,4 +399,5 @@ pub(crate) const CASES: &[(&str, fn())] = &[
     ("a_head_too_wide_is_refused", a_head_too_wide_is_refused),
     ("cross_entropy_is_its_twin", cross_entropy_is_its_twin),
     ("weighted_sums_have_the_bits_of_the_merge", weighted_sums_have_the_bits_of_the_merge),
+    ("streamed_sums_have_the_same_bits", streamed_sums_have_the_same_bits),
 ];

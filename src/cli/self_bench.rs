@@ -1,4 +1,4 @@
-//! Self-bench: one piece of work on a device, timed again for every line on stdin; `scripts/gpu-check` sets it beside PyTorch.
+//! Self-bench: one piece of work on a device, timed for every line on stdin, for `scripts/gpu-check`.
 
 use super::{Session, print};
 use crate::error::{Error, Result};

@@ -1,4 +1,4 @@
-//! Self-test: the kernels of this machine's device against their CPU twins, and what they reach; for `scripts/gpu-check`.
+//! Self-test: the kernels of a device against their CPU twins, for `scripts/gpu-check`.
 
 use super::{Session, print, print_error};
 use crate::error::{Error, Result};
@@ -23,11 +23,11 @@ mod kernels;
 #[allow(clippy::all, clippy::pedantic, clippy::unwrap_used, clippy::print_stdout, missing_docs, unreachable_pub)]
 mod training;
 
-/// Every case; to be run on the thread that asks.
+/// Every case.
 #[cfg(all(not(test), any(feature = "cuda", feature = "cuda-emulation")))]
 fn cases(session: &Session) -> Vec<(&'static str, fn())> {
-    kernels::common::place::choose(session.device);
-    training::common::place::choose(session.device);
+    kernels::common::choose(session.device);
+    training::common::choose(session.device);
     kernels::CASES.iter().chain(training::CASES).copied().collect()
 }
 

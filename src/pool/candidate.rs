@@ -68,7 +68,15 @@ impl Candidate {
     }
 
     /// Overwrites the parameters; returns the seconds it took.
+    ///
+    /// # Errors
+    /// Those of what is merged or written, [`Error::OutOfMemory`] when a merge does not fit the device.
     pub(super) fn set(&mut self, open: &mut Checkpoints, parameters: Parameters<'_>) -> Result<f64> {
+        let name = self.compute.name();
+        self.overwrite(open, parameters).map_err(|error| if error.is_out_of_memory() { no_room(&name, "merge") } else { error })
+    }
+
+    fn overwrite(&mut self, open: &mut Checkpoints, parameters: Parameters<'_>) -> Result<f64> {
         let start = Instant::now();
         match (parameters, &mut self.merger) {
             (Parameters::Average(members), Some(_)) => self.merge(open, members)?,
@@ -141,16 +149,17 @@ impl Candidate {
                         self.merged.clear();
                         self.merger.iter_mut().for_each(DeviceMerger::forget);
                     } else if !self.evaluator.set_pass_tokens(tokens / 2) {
-                        return Err(Error::OutOfMemory(format!(
-                            "'{}' has no room to score {tokens} tokens at a time; end what else runs there, or use --device cpu",
-                            self.compute.name()
-                        )));
+                        return Err(no_room(&self.compute.name(), &format!("score {tokens} tokens at a time")));
                     }
                 }
                 done => return done,
             }
         }
     }
+}
+
+fn no_room(device: &str, what: &str) -> Error {
+    Error::OutOfMemory(format!("'{device}' has no room to {what}; end what else runs there, or use --device cpu"))
 }
 
 /// The members of several candidates, each once, in the order that each candidate has them in.

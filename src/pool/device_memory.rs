@@ -13,7 +13,7 @@ use crate::train::TrainConfig;
 /// Parameters, two moments and the gradient, in f32.
 const TRAINED: u64 = 16;
 /// Logits that are held at once, in f32 and in the type of the activations, and what a product works in.
-const HEAD: u64 = 160 << 20;
+const HEAD: u64 = 416 << 20;
 /// Tokens that are scored in one pass, at most: more gains nothing.
 const PASS: u64 = 32 << 10;
 /// Tokens of the smallest pass.

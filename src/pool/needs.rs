@@ -28,7 +28,8 @@ impl Pool {
     pub(super) fn refuse_impossible_training(&self, train: &TrainConfig) -> Result<()> {
         let model = self.layout.len() as u64 * FLOAT;
         let rows = (train.micro_batch_size * train.sequence_length) as u64;
-        let hidden = rows * (self.settings.model.vocab_size + self.settings.model.hidden_size) as u64 * FLOAT;
+        let on_cpu = u64::from(self.device().is_cpu()); // elsewhere, activations lie elsewhere
+        let hidden = on_cpu * rows * (self.settings.model.vocab_size + self.settings.model.hidden_size) as u64 * FLOAT;
         refuse_memory("training", model.saturating_mul(4).saturating_add(hidden))?;
         refuse_disk("training", &self.root, model.saturating_mul(4))
     }

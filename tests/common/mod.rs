@@ -3,12 +3,12 @@
 #![allow(dead_code, clippy::print_stdout)] // every test program uses a part of this; errors are shown on demand
 
 use candle_core::{Device, Tensor};
+use mixpool::kernels::{Compute, DeviceChoice, Precision};
 use mixpool::model::{Layout, ModelConfig, Sequences, Transformer, Weights, config_of};
 use mixpool::text::TokenFile;
 use serde_json::{Value, json};
 use std::path::Path;
-
-pub(crate) mod place;
+use std::sync::OnceLock;
 
 /// Reads `tests/golden/NAME.json` of the source that this was built from, or below the current folder.
 pub(crate) fn golden(name: &str) -> Value {
@@ -130,6 +130,22 @@ pub(crate) fn assert_within(tolerance: f64, errors: impl IntoIterator<Item = f64
     let worst = errors.into_iter().fold(0.0, worse);
     println!("{what}: error {worst:.1e}, tolerance {tolerance:.0e}");
     assert!(worst <= tolerance, "{what}: error {worst:e} exceeds {tolerance:e}");
+}
+
+/// The device that CUDA kernels are tested on, if it was chosen.
+static CHOSEN: OnceLock<DeviceChoice> = OnceLock::new();
+
+/// Has CUDA kernels tested on a device, unless they have been already.
+pub(crate) fn choose(device: DeviceChoice) {
+    let _ = CHOSEN.set(device);
+}
+
+/// Where CUDA kernels are tested: where it was chosen, in the emulation where it was built, else on the first GPU.
+pub(crate) fn compute(precision: Precision) -> Compute {
+    static OPENED: OnceLock<Compute> = OnceLock::new(); // one queue for all tests: contexts are slow to open
+    let built = if cfg!(feature = "cuda-emulation") { DeviceChoice::Emulated(1) } else { DeviceChoice::Cuda(None) };
+    let open = || CHOSEN.get_or_init(|| built).open(Precision::F32).unwrap();
+    OPENED.get_or_init(open).in_precision(precision)
 }
 
 /// The bits of every value, so that comparisons see −0 and NaN.

@@ -2,6 +2,7 @@
 #include "adamw.cu"
 #include "attention.cu"
 #include "attention_tiles.cu"
+#include "column_sums.cu"
 #include "cross_entropy.cu"
 #include "elementwise.cu"
 #include "norm.cu"

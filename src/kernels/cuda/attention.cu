@@ -1,4 +1,4 @@
-//! Attention for any head dimension up to 256, in f32 or bf16 without tensor cores: causal, grouped-query, packed sequences.
+//! Attention for any head dimension up to 256 without tensor cores: causal, grouped-query, packed sequences.
 //
 // Queries and keys are taken in tiles of 16 of one sequence and one head; a tile of scores is one value a thread. Forward
 // (Dao et al. 2022, arXiv 2205.14135): a block holds 16 queries, walks over the keys they see and keeps a running maximum and sum,

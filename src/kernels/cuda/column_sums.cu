@@ -1,45 +1,44 @@
-//! Column sums: gradients that are sums over rows, of biases and of gains of norms.
+//! Column sums: gradients that are sums over rows, of biases; and partial sums of blocks added to a gradient.
 //
 // Blocks take some rows of 128 columns, one thread a column, so that a warp reads neighbouring values; each leaves its sum in
-// `partials`, and a second kernel adds these to the gradient in the order of the blocks.
-#pragma once
+// `partials`, and a second kernel adds these to the gradient in an order that the shapes alone decide.
 #include "common.cuh"
 
 namespace column_sums {
 
-// partials[block][column] = Σ over the block's rows of dy, or of dy x̂ where stats [n, 2] hold mean and scale of every row of x.
-template <typename T>
-__device__ inline void partial(float* partials, const T* dy, const T* x, const float* stats, int n, int width, int rows) {
+// partials[block][column] = Σ over the block's rows of dy.
+template <typename T> __device__ inline void partial(float* partials, const T* dy, int n, int width, int rows) {
     int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= width) return;
     int first = blockIdx.y * rows, last = min(first + rows, n);
     float sum = 0.0f;
-#pragma unroll 4
-    for (int row = first; row < last; row++) {
-        long long at = static_cast<long long>(row) * width + column;
-        float d = to_float(dy[at]);
-        if (stats) d *= (to_float(x[at]) - stats[2 * row]) * stats[2 * row + 1];
-        sum += d;
-    }
+#pragma unroll 8
+    for (int row = first; row < last; row++) sum += to_float(dy[static_cast<long long>(row) * width + column]);
     partials[static_cast<long long>(blockIdx.y) * width + column] = sum;
 }
 
 }  // namespace column_sums
 
-KERNEL(128, column_sums_f32, float* partials, const float* dy, const float* x, const float* stats, int n, int width, int rows) {
-    column_sums::partial(partials, dy, x, stats, n, width, rows);
+KERNEL(128, column_sums_f32, float* partials, const float* dy, int n, int width, int rows) {
+    column_sums::partial(partials, dy, n, width, rows);
 }
 
-KERNEL(128, column_sums_bf16, float* partials, const bf16* dy, const bf16* x, const float* stats, int n, int width, int rows) {
-    column_sums::partial(partials, dy, x, stats, n, width, rows);
+KERNEL(128, column_sums_bf16, float* partials, const bf16* dy, int n, int width, int rows) {
+    column_sums::partial(partials, dy, n, width, rows);
 }
 
-// sums[column] += Σ over blocks of partials[block][column].
-KERNEL(128, add_partials, float* sums, const float* partials, int blocks, int width) {
-    int column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= width) return;
+// sums[column] += Σ over blocks of partials[block][column]: a block takes 32 columns, each of its warps every eighth partial sum.
+KERNEL(256, add_partials, float* sums, const float* partials, int blocks, int width) {
+    __shared__ float scratch[8][WARP];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, column = blockIdx.x * WARP + lane;
     float sum = 0.0f;
+    if (column < width) {
 #pragma unroll 8
-    for (int block = 0; block < blocks; block++) sum += partials[static_cast<long long>(block) * width + column];
+        for (int block = warp; block < blocks; block += 8) sum += partials[static_cast<long long>(block) * width + column];
+    }
+    scratch[warp][lane] = sum;
+    __syncthreads();
+    if (warp != 0 || column >= width) return;
+    for (int other = 1; other < 8; other++) sum += scratch[other][lane];
     sums[column] += sum;
 }

@@ -42,17 +42,14 @@ unsigned& turn();  // exchanges of this lane so far
 // Every lane shows a value and then reads any other's.
 template <typename T> struct Exchange {
     static_assert(sizeof(T) <= 32, "a lane shows at most 32 bytes");
-    unsigned set;
+    const uint64_t (*shown)[4];
     explicit Exchange(const T& value) {
-        set = turn()++ % 2;
-        memcpy(warp().shown[set][lane()], &value, sizeof(T));
+        uint64_t(*set)[4] = warp().shown[turn()++ % 2];
+        memcpy(set[lane()], &value, sizeof(T));
+        shown = set;
         wait_for_warp();
     }
-    T of(unsigned other) const {
-        T value;
-        memcpy(&value, warp().shown[set][other], sizeof(T));
-        return value;
-    }
+    const T& of(unsigned other) const { return *reinterpret_cast<const T*>(shown[other]); }
 };
 
 typedef void (*Invoke)(void** arguments);

@@ -33,7 +33,7 @@ __device__ inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t 
     auto half = [](uint32_t both, int which) { return __uint_as_float(which ? both & 0xffff0000u : both << 16); };
     int g = emulation::lane() / 4, t = emulation::lane() % 4;
     for (int k = 0; k < 16; k++) {
-        Shown row = lanes.of(g * 4 + k % 8 / 2);
+        const Shown& row = lanes.of(g * 4 + k % 8 / 2);
         float upper = half(row.a[k / 8 * 2], k % 2), lower = half(row.a[k / 8 * 2 + 1], k % 2);
         for (int n = 0; n < 2; n++) {
             float b = half(lanes.of((2 * t + n) * 4 + k % 8 / 2).b[k / 8], k % 2);

@@ -57,12 +57,6 @@ impl Compute {
         Err(Error::Usage("this program was built without the emulation: --features cuda-emulation".into()))
     }
 
-    /// The same device in another precision.
-    #[must_use]
-    pub fn in_precision(&self, precision: Precision) -> Self {
-        if self.is_queued() { Self { device: self.device.clone(), ..Self::on_device(precision) } } else { self.clone() }
-    }
-
     fn on_device(precision: Precision) -> Self {
         let (dtype, tf32) = match precision {
             Precision::F32 => (DType::F32, false),
@@ -70,6 +64,15 @@ impl Compute {
             Precision::Bf16 => (DType::BF16, false),
         };
         Self { device: Device::Cpu, exec: Exec::Device { tf32 }, dtype }
+    }
+
+    /// The same device, in another precision; the processor knows f32 alone.
+    #[must_use]
+    pub fn in_precision(&self, precision: Precision) -> Self {
+        if !self.is_queued() {
+            return self.clone();
+        }
+        Self { device: self.device.clone(), ..Self::on_device(precision) }
     }
 
     /// Where tensors lie.

@@ -5,8 +5,9 @@ use super::{Argument, Grid, empty, empty_like, int, launch, read, typed, upload,
 use crate::error::Result;
 use candle_core::{DType, Tensor};
 
-/// Logits held at once, unless that is less than 128 rows: 64 MiB in f32.
-const LOGITS: usize = 1 << 24;
+/// Logits held at once, unless that is less than 128 rows: 256 MiB in f32. Every chunk passes over the whole gradient of the output
+/// matrix, so chunks are as large as memory allows.
+const LOGITS: usize = 1 << 26;
 const THREADS: usize = 256;
 
 /// Rows of one chunk: a multiple of what tensor cores like, depending on the vocabulary alone.

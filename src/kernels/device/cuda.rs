@@ -8,7 +8,8 @@ use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::cuda_backend::cudarc::cublas::{result, sys};
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::cudarc::driver::{result as driver, sys as driver_sys};
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Shape, Tensor};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Shape, Storage, Tensor};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -16,6 +17,8 @@ use std::sync::Mutex;
 pub(super) const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 /// Bytes of shared memory that a block has without asking for more.
 const SHARED: u32 = 48 << 10;
+/// Values of one piece of an upload: 64 KiB.
+const PIECE: usize = 1 << 14;
 /// Kernels that were looked up, by context and name.
 static FUNCTIONS: Mutex<BTreeMap<usize, BTreeMap<String, CudaFunction>>> = Mutex::new(BTreeMap::new());
 
@@ -64,6 +67,19 @@ pub(super) fn address(storage: &CudaStorage) -> Result<u64> {
 pub(super) fn empty(shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
     // SAFETY: the caller launches a kernel that writes all of it before anything reads it; the emulation checks that.
     Ok(unsafe { Tensor::empty(shape, dtype, device) }?)
+}
+
+/// Indices on the device, in pieces that the driver takes along with its commands: larger copies from memory that is not pinned
+/// wait until the queue is empty.
+pub(super) fn upload(values: &[u32], device: &CudaDevice) -> Result<Tensor> {
+    // SAFETY: all of it is written by the copies that follow, before anything reads it.
+    let mut slice = unsafe { device.alloc::<u32>(values.len()) }?;
+    for (index, piece) in values.chunks(PIECE).enumerate() {
+        let start = index * PIECE;
+        device.memcpy_htod(piece, &mut slice.slice_mut(start..start + piece.len()))?;
+    }
+    let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
+    Ok(Tensor::from_storage(storage, values.len(), BackpropOp::none(), false))
 }
 
 fn function(device: &CudaDevice, kernel: &str) -> Result<CudaFunction> {

@@ -196,6 +196,12 @@ fn empty_like(shape: impl Into<Shape>, like: &Tensor) -> Result<Tensor> {
 
 /// Indices on a device.
 fn upload(values: Vec<u32>, device: &Device) -> Result<Tensor> {
-    let length = values.len();
-    Ok(Tensor::from_vec(values, length, device)?)
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::upload(&values, device),
+        _ => {
+            let length = values.len();
+            Ok(Tensor::from_vec(values, length, device)?)
+        }
+    }
 }

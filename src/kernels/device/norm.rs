@@ -1,15 +1,17 @@
 //! Norms of rows on the device: RMS norm, layer norm, and gradients that are sums over rows.
 
-use super::{Argument, Grid, NULL, empty, empty_like, int, launch, read, read_if, typed, write};
+use super::{Argument, Grid, empty, empty_like, int, launch, read, read_if, typed, write};
 use crate::error::Result;
 use candle_core::{DType, Tensor};
 
 /// Threads of a block: as many warps of 32 take a row each.
 const THREADS: usize = 128;
 /// Rows of one partial sum, at least.
-const ROWS: usize = 64;
+const ROWS: usize = 16;
 /// Partial sums, at most.
-const PARTIALS: usize = 64;
+const PARTIALS: usize = 512;
+/// Values of a row that four warps have room for in the shared memory of a block; longer rows are taken by two.
+const NARROW: usize = 3072;
 
 /// Which norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,11 +63,13 @@ pub(in crate::kernels) fn norm_backward(
     let (n, width) = x.dims2()?;
     let accumulate = Argument::Int(i32::from(dx.is_some()));
     let dx = dx.map_or_else(|| empty_like((n, width), x), Ok)?;
-    let stats = empty((n, 2), DType::F32, x.device())?;
-    let kernel = typed(&format!("{}_backward", kind.kernel()), x)?;
+    let (rows, partials) = partial_sums(n, width, x)?;
+    let threads = if width <= NARROW { THREADS } else { THREADS / 2 };
+    let padded = width.next_multiple_of(256); // 32 lanes of 8 values
+    let grid = Grid { shared: (threads / 32 * padded * 4) as u32, ..Grid::new([partials.dim(0)?, 1, 1], threads) };
     let arguments = [
         write(&dx)?,
-        write(&stats)?,
+        write(&partials)?,
         read(x)?,
         read(gain)?,
         read(dy)?,
@@ -73,28 +77,35 @@ pub(in crate::kernels) fn norm_backward(
         int(width)?,
         Argument::Float(eps),
         accumulate,
+        int(rows)?,
+        int(padded)?,
     ];
-    launch(x.device(), &kernel, Grid::over(n * 32, THREADS), &arguments)?;
-    column_sums(dy, Some((x, &stats)), dgain)?;
+    launch(x.device(), &typed(&format!("{}_backward", kind.kernel()), x)?, grid, &arguments)?;
+    add_partials(&partials, dgain)?;
     Ok(dx)
 }
 
-/// Adds Σ over rows of `dy`, or of `dy` times the normed rows of x by their mean and scale, to `sums`: `[width]` f32.
-pub(in crate::kernels) fn column_sums(dy: &Tensor, normed: Option<(&Tensor, &Tensor)>, sums: &Tensor) -> Result<()> {
+/// Adds Σ over rows of `dy` to `sums`: `[width]` f32.
+pub(in crate::kernels) fn column_sums(dy: &Tensor, sums: &Tensor) -> Result<()> {
     let (n, width) = dy.dims2()?;
-    let rows = ROWS.max(n.div_ceil(PARTIALS));
-    let blocks = n.div_ceil(rows);
-    let partials = empty((blocks, width), DType::F32, dy.device())?;
-    let (x, stats) = match normed {
-        Some((x, stats)) => (read(x)?, read(stats)?),
-        None => (NULL, NULL),
-    };
+    let (rows, partials) = partial_sums(n, width, dy)?;
     launch(
         dy.device(),
         &typed("column_sums", dy)?,
-        Grid::new([width.div_ceil(THREADS), blocks, 1], THREADS),
-        &[write(&partials)?, read(dy)?, x, stats, int(n)?, int(width)?, int(rows)?],
+        Grid::new([width.div_ceil(THREADS), partials.dim(0)?, 1], THREADS),
+        &[write(&partials)?, read(dy)?, int(n)?, int(width)?, int(rows)?],
     )?;
-    let arguments = [write(sums)?, read(&partials)?, int(blocks)?, int(width)?];
-    launch(dy.device(), "add_partials", Grid::over(width, THREADS), &arguments)
+    add_partials(&partials, sums)
+}
+
+/// How many of `n` rows a block takes, and room for the blocks' sums; by the number of rows alone.
+fn partial_sums(n: usize, width: usize, like: &Tensor) -> Result<(usize, Tensor)> {
+    let rows = ROWS.max(n.div_ceil(PARTIALS));
+    Ok((rows, empty((n.div_ceil(rows), width), DType::F32, like.device())?))
+}
+
+fn add_partials(partials: &Tensor, sums: &Tensor) -> Result<()> {
+    let (blocks, width) = partials.dims2()?;
+    let arguments = [write(sums)?, read(partials)?, int(blocks)?, int(width)?];
+    launch(sums.device(), "add_partials", Grid::over(width * 8, 256), &arguments)
 }
