@@ -3,6 +3,7 @@
 use super::claim::{Claim, Claimed};
 use super::{Pool, QUARANTINE};
 use crate::error::{Error, Result};
+use crate::eval::Score;
 use crate::files;
 use crate::mixture::{check_name, unknown};
 use crate::progress::Observer;
@@ -307,6 +308,20 @@ impl Pool {
             return Err(Error::Usage("no eval set yet; run 'mixpool eval-set NAME FILE...' first".into()));
         }
         Ok(chosen)
+    }
+
+    /// Tokens, bytes and documents of some eval sets, as a score of 0 nats each.
+    ///
+    /// # Errors
+    /// As [`Pool::eval_key`].
+    pub fn eval_sizes(&self, names: &[String]) -> Result<BTreeMap<String, Score>> {
+        let size = |name: &String| {
+            let tokens = self.tokens(&self.eval_binding(name)?.tokens)?;
+            let (manifest, n_docs) = (tokens.manifest(), tokens.documents().len() as u64);
+            let size = Score { nll_sum: 0.0, n_tokens: manifest.n_tokens, n_bytes: manifest.n_bytes, n_docs };
+            Ok((name.clone(), size))
+        };
+        names.iter().map(size).collect()
     }
 
     /// One eval set.

@@ -9,7 +9,6 @@ use crate::eval::{EvalSet, PROTOCOL, Score};
 use crate::files;
 use crate::kernels::Precision;
 use crate::progress::Observer;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -99,20 +98,6 @@ impl Pool {
             Some(_) => ScoreLog::open_apart(&path, &files::Process::this()),
             None => ScoreLog::open(&path),
         }
-    }
-
-    /// Tokens, bytes and documents of some eval sets, as a score of 0 nats each.
-    ///
-    /// # Errors
-    /// As [`Pool::eval_key`].
-    pub fn eval_sizes(&self, names: &[String]) -> Result<BTreeMap<String, Score>> {
-        let size = |name: &String| {
-            let tokens = self.tokens(&self.eval_binding(name)?.tokens)?;
-            let (manifest, n_docs) = (tokens.manifest(), tokens.documents().len() as u64);
-            let size = Score { nll_sum: 0.0, n_tokens: manifest.n_tokens, n_bytes: manifest.n_bytes, n_docs };
-            Ok((name.clone(), size))
-        };
-        names.iter().map(size).collect()
     }
 
     /// A scorer over some eval sets; all of them when `names` is empty.
