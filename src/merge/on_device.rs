@@ -37,8 +37,7 @@ impl DeviceMerger {
     pub fn keeps(&self, members: &[&Checkpoint]) -> bool {
         let new = members.iter().filter(|member| !self.kept.contains_key(member.path()));
         let bytes = |member: &&Checkpoint| (member.layout().len() * kept_type(member).size_in_bytes()) as u64;
-        members.iter().all(|member| member.update().is_none())
-            && new.map(|member| bytes(member)).sum::<u64>() <= self.room
+        members.iter().all(|member| member.update().is_none()) && new.map(bytes).sum::<u64>() <= self.room
     }
 
     /// Gives the memory of the kept members back.
