@@ -31,6 +31,9 @@ pub enum Error {
     /// The request itself makes no sense: unknown name, impossible combination (exit code 2).
     #[error("{0}")]
     Usage(String),
+    /// Memory or disk cannot hold what long work would take; nothing was begun.
+    #[error("{0}")]
+    NoRoom(String),
     /// Two models, tokenizers or layouts that must agree do not.
     #[error("{what}: {differences}")]
     Mismatch {

@@ -213,5 +213,5 @@ fn work_that_cannot_fit_is_refused_before_it_begins() {
                 rope_theta: 10000.0\n  max_position_embeddings: 2048\n  tie_word_embeddings: true";
     world.write("recipe.yaml", world::RECIPE.replace("model: pico", huge));
     world.ok("init recipe.yaml");
-    world.refused("train", 2, &["training needs at least", "of memory", "is available", "--ignore-limits"]);
+    world.refused("train", 1, &["training needs at least", "of memory", "is available", "--ignore-limits"]);
 }

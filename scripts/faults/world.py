@@ -41,6 +41,7 @@ TOUR = [
 # What only some versions of the program can do: stage, the words of the command line, what `--help` of the first shows.
 OPTIONAL = {"gc": ("gc", "Usage:"), "import": ("import", "Usage:"), "repair": ("verify", "--repair")}
 SECONDS = {"seconds", "merge_seconds", "eval_seconds", "gradient_seconds", "checksum"}
+ELSEWHERE = ("ballast", "other/", "pool/quarantine/")  # no part of the pool, or what was set aside
 NOBODYS = {".claim", ".lock", ".lease"}  # locks and marks of who works: they mean nothing once nobody does
 
 
@@ -96,7 +97,7 @@ class World:
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
-            if path.is_file() and "/.tmp-" not in f"/{name}" and path.suffix not in NOBODYS and not name.startswith(("ballast", "pool/quarantine/")):
+            if path.is_file() and "/.tmp-" not in f"/{name}" and path.suffix not in NOBODYS and not name.startswith(ELSEWHERE):
                 found[name] = normal(path)
         return found
 

@@ -9,6 +9,7 @@ a tied model with its output matrix stored once more go the same way.
 """
 
 import argparse
+import json
 import subprocess
 import tempfile
 from pathlib import Path

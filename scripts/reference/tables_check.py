@@ -37,7 +37,8 @@ def compare(name, frames):
                 expected, got = expected.astype(float), got.astype(float)
                 assert np.allclose(expected, got, rtol=tolerance, atol=0, equal_nan=True), (name, kind, column)
             else:
-                assert list(expected) == list(got), (name, kind, column)
+                expected, got = ([None if pd.isna(cell) else cell for cell in cells] for cells in (expected, got))
+                assert expected == got, (name, kind, column)
             compared += len(got)
     print(f"{name}: {len(reference)} rows, {len(reference.columns)} columns, {compared} values the same in {', '.join(frames)}")
 

@@ -77,8 +77,8 @@ impl Demo {
         train_all(&pool, experts, false, session)?;
         let partitions = pool.unit_counts()?;
         let mixtures = subsets(&partitions, 1..=partitions.len(), Notation::default())?;
-        let scorer = pool.scorer(&[])?;
-        let evals = scorer.eval_names();
+        let evals = pool.chosen_evals(&[])?;
+        let sizes = pool.eval_sizes(&evals)?;
         let chosen = draw(mixtures.clone(), TRUTHS);
         let question = Question { pool: &pool, evals: &evals, judged: &chosen, tokens: Some(TRUTH_TOKENS), observer };
         let say = |name: &str, mixtures: &[Mixture]| ask(&Spec::parse(name)?, &question, mixtures, 0);
@@ -88,7 +88,7 @@ impl Demo {
 
         let agreement = agreement(&answers);
         files::create_folder(&self.out)?;
-        write_csv(&self.out.join("ranking.csv"), &rows(&scorer, &ranked, usize::MAX)?)?;
+        write_csv(&self.out.join("ranking.csv"), &rows(&sizes, &ranked, usize::MAX))?;
         write_csv(&self.out.join("truth.csv"), &truth_rows(&ranked, &truth))?;
         write_csv(&self.out.join("agreement.csv"), &agreement)?;
         observer.note(&format!(
@@ -98,12 +98,12 @@ impl Demo {
             started.elapsed().as_secs_f64()
         ));
         if session.format != Format::Table {
-            return print(&render(&rows(&scorer, &ranked, usize::MAX)?, session.format)?);
+            return print(&render(&rows(&sizes, &ranked, usize::MAX), session.format)?);
         }
         print(&format!(
             "\nThe three best of {} mixtures on each eval set, by merged experts:\n\n{}\n{}",
             mixtures.len(),
-            render(&rows(&scorer, &ranked, 3)?, Format::Table)?,
+            render(&rows(&sizes, &ranked, 3), Format::Table)?,
             verdict(&agreement, chosen.len())?
         ))
     }

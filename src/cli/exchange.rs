@@ -28,6 +28,11 @@ impl Output {
         self.out.as_deref().map_or(Ok(()), |path| Format::of(path).map(|_| ()))
     }
 
+    /// Whether there is somewhere to write to.
+    pub(super) fn is_given(&self) -> bool {
+        self.out.is_some()
+    }
+
     /// Writes rows where they were asked for.
     pub(super) fn write<T: Serialize>(&self, rows: &[T], session: &Session) -> Result<()> {
         self.write_table(&Table::of(rows)?, session)

@@ -68,7 +68,8 @@ impl Export {
             Self::Ranking(ExportRanking { evals, out, form }) => {
                 let scorer = pool.scorer(&evals)?;
                 let answers: Vec<Answer> = scorer.stored("merged").into_iter().map(merged).collect();
-                write_table(&out, &form.table(&rows(&scorer, &answers, usize::MAX)?, &pool)?)?;
+                let sizes = pool.eval_sizes(&scorer.eval_names())?;
+                write_table(&out, &form.table(&rows(&sizes, &answers, usize::MAX), &pool)?)?;
                 out
             }
             Self::Scores(ExportScores { out, form }) => {
@@ -90,7 +91,7 @@ impl Export {
 
 /// The scores of merges as an answer.
 fn merged((eval_set, scores): (String, Vec<Scored>)) -> Answer {
-    let predictions = scores.into_iter().map(|scored| (scored.record.mixture, scored.record.score.loss()));
+    let predictions = scores.into_iter().map(|scored| (scored.record.mixture.clone(), scored.record.score.loss()));
     Answer {
         estimator: "merged".into(),
         options: BTreeMap::new(),

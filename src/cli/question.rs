@@ -8,11 +8,12 @@ use crate::estimators::{Answer, Question, Spec, ask, score_all};
 use crate::eval::Score as Sums;
 use crate::files;
 use crate::mixture::{Mixture, Notation};
-use crate::pool::{Member, Pool, Scorer};
+use crate::pool::{Member, Pool};
 use crate::progress::Observer;
 use crate::report::{Format, RankingRow, ScoreRow, Table, json_line, render_table, write_csv};
 use crate::search;
 use clap::Args;
+use rayon::prelude::*;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -168,7 +169,7 @@ pub(super) fn subsets(
 }
 
 fn weighted(candidates: &[search::Weights], partitions: &BTreeMap<String, usize>) -> Result<Vec<Mixture>> {
-    candidates.iter().map(|weights| Mixture::from_weights(weights, partitions)).collect()
+    candidates.par_iter().map(|weights| Mixture::from_weights(weights, partitions)).collect()
 }
 
 /// Reads `2..=4`, `2..4` (4 excluded) or `3`.
@@ -260,26 +261,28 @@ impl Rank {
         let pool = session.open()?;
         let specs = self.estimators.specs(&["merged"])?;
         let mixtures = self.candidates.mixtures(&pool, self.notation, &session.observer)?;
-        let scorer = pool.scorer(&self.evals)?;
-        let answers = self.estimators.ask(&pool, &scorer.eval_names(), &specs, &mixtures, &session.observer)?;
+        let evals = pool.chosen_evals(&self.evals)?;
+        let answers = self.estimators.ask(&pool, &evals, &specs, &mixtures, &session.observer)?;
+        let sizes = pool.eval_sizes(&evals)?;
         if let Some(path) = &self.csv {
-            write_csv(path, &rows(&scorer, &answers, usize::MAX)?)?;
+            write_csv(path, &rows(&sizes, &answers, usize::MAX))?;
             session.observer.note(&format!("wrote '{}'", path.display()));
         }
-        self.output.write_table(&self.form.table(&rows(&scorer, &answers, usize::MAX)?, &pool)?, session)?;
+        if self.output.is_given() {
+            self.output.write_table(&self.form.table(&rows(&sizes, &answers, usize::MAX), &pool)?, session)?;
+        }
         let is_short = matches!(session.format, Format::Table | Format::Markdown) && !self.form.wide;
         let top = self.top.unwrap_or(if is_short { 10 } else { usize::MAX });
-        let table: Table = self.form.table(&rows(&scorer, &answers, top)?, &pool)?;
+        let table: Table = self.form.table(&rows(&sizes, &answers, top), &pool)?;
         print(&render_table(&table, session.format)?)
     }
 }
 
 /// The rankings of several answers, the best `top` of each.
-pub(super) fn rows(scorer: &Scorer<'_>, answers: &[Answer], top: usize) -> Result<Vec<RankingRow>> {
-    let sizes: BTreeMap<String, Sums> = scorer.eval_names().into_iter().zip(scorer.eval_sizes()?).collect();
+pub(super) fn rows(sizes: &BTreeMap<String, Sums>, answers: &[Answer], top: usize) -> Vec<RankingRow> {
     let rows = answers.iter().filter_map(|answer| {
         let rows = RankingRow::of(answer, sizes.get(&answer.eval_set)?);
         Some(rows.into_iter().take(top))
     });
-    Ok(rows.flatten().collect())
+    rows.flatten().collect()
 }

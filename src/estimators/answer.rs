@@ -158,6 +158,11 @@ impl Store {
         let path = self.path(answer);
         let before = if path.exists() { Some(files::read_json::<Answer>(&path)?) } else { None };
         let mut all = before.filter(Answer::is_current).map_or_else(BTreeMap::new, |before| before.predictions);
+        let is_new =
+            |(mixture, value): (&String, &f64)| all.get(mixture).map(|known| known.to_bits()) != Some(value.to_bits());
+        if !answer.predictions.iter().any(is_new) {
+            return Ok(()); // said before
+        }
         all.extend(answer.predictions.clone());
         files::publish(&path, &files::to_sealed_json(&Answer { predictions: all, ..answer.clone() })?)
     }

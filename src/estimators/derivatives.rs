@@ -17,6 +17,7 @@ use crate::mixture::{Mixture, Notation};
 use crate::pool::{Experts, Member, Scorer};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// How far towards an expert the slopes are taken again: the share of the way from the uniform merge.
@@ -103,7 +104,7 @@ pub(super) fn fit_second<'a>(question: &Question<'a>, _: &Options) -> Result<Box
 /// A surrogate for every eval set.
 struct Expanded {
     experts: Experts,
-    places: BTreeMap<String, usize>, // by hash of the weights: index into the surrogates' weights
+    places: BTreeMap<Arc<str>, usize>, // by hash of the weights: index into the surrogates' weights
     surrogates: Vec<Surrogate>,
     cost: Cost,
 }

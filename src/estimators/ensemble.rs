@@ -12,6 +12,7 @@ use crate::mixture::Mixture;
 use crate::pool::{Experts, Member, TokenNll};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Tokens whose sum is formed by one thread.
@@ -62,7 +63,7 @@ fn of_scoring(nll: &TokenNll, n_parameters: usize) -> Cost {
 
 struct Ensemble {
     experts: Experts,
-    tokens: BTreeMap<String, Vec<TokenNll>>, // by hash of the weights: per eval set
+    tokens: BTreeMap<Arc<str>, Vec<TokenNll>>, // by hash of the weights: per eval set
     n_evals: usize,
     cost: Cost,
 }

@@ -9,6 +9,7 @@ use crate::mixture::Mixture;
 use crate::pool::{Experts, Member, Pool, Scorer};
 use crate::progress::Observer;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub(super) fn fit_mean<'a>(question: &Question<'a>, _: &Options) -> Result<Box<dyn Estimator + 'a>> {
     fit(question, |losses| losses.iter().map(|(weight, loss)| weight * loss).sum())
@@ -25,7 +26,7 @@ struct Alone<'a> {
     pool: &'a Pool,
     scorer: Scorer<'a>,
     experts: Experts,
-    scored: BTreeMap<String, Vec<f64>>, // by hash of the weights: losses per eval set
+    scored: BTreeMap<Arc<str>, Vec<f64>>, // by hash of the weights: losses per eval set
     summary: Summary,
     observer: &'a dyn Observer,
     cost: Cost,

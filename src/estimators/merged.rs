@@ -13,8 +13,9 @@ use super::ground_truth::GroundTruth;
 use super::{Cost, Estimator, OptionRow, Options, Question};
 use crate::error::{Error, Result};
 use crate::mixture::Mixture;
-use crate::pool::{Experts, Member, Pool, Scored, Scorer};
+use crate::pool::{Experts, Member, Pool, Scored, Scorer, score_key};
 use crate::progress::Observer;
+use rayon::prelude::*;
 
 pub(super) const OPTIONS: &[OptionRow] = &[
     OptionRow {
@@ -99,25 +100,13 @@ impl<'a> Merged<'a> {
         ));
         Ok(merged)
     }
-
-    /// The members of the merge, the seed model among them when the task vector is scaled.
-    fn members(&self, mixture: &Mixture) -> Result<Vec<Member>> {
-        let mut members = self.experts.members(mixture)?;
-        let Some(seed) = &self.seed else { return Ok(members) };
-        let scale = effective_number(mixture).powf(self.exponent);
-        if scale == 1.0 {
-            return Ok(members);
-        }
-        members.iter_mut().for_each(|member| member.weight *= scale);
-        members.push(Member { weight: 1.0 - scale, ..seed.clone() });
-        Ok(members)
-    }
 }
 
 impl Estimator for Merged<'_> {
     fn estimate(&mut self, mixtures: &[Mixture]) -> Result<Vec<Vec<f64>>> {
-        let questions = mixtures.iter().map(|mixture| Ok((mixture.to_string(), self.members(mixture)?)));
-        let questions = questions.collect::<Result<Vec<_>>>()?;
+        let (experts, seed, exponent) = (&self.experts, self.seed.as_ref(), self.exponent);
+        let question = |mixture: &Mixture| Ok((mixture.to_string(), members(experts, seed, exponent, mixture)?));
+        let questions = mixtures.par_iter().map(question).collect::<Result<Vec<_>>>()?;
         let kind = if self.exponent == 0.0 { "merged".into() } else { format!("merged:exponent={}", self.exponent) };
         let scored = score_all(&mut self.scorer, &questions, &kind, "score merges", self.observer)?;
         self.cost += scored.iter().map(|scored| Cost::of_scoring(scored, self.pool.layout().len())).sum();
@@ -127,6 +116,19 @@ impl Estimator for Merged<'_> {
     fn cost(&self) -> Cost {
         self.cost
     }
+}
+
+/// The members of the merge of a mixture, the seed model among them when the task vector is scaled.
+fn members(experts: &Experts, seed: Option<&Member>, exponent: f64, mixture: &Mixture) -> Result<Vec<Member>> {
+    let mut members = experts.members(mixture)?;
+    let Some(seed) = seed else { return Ok(members) };
+    let scale = effective_number(mixture).powf(exponent);
+    if scale == 1.0 {
+        return Ok(members);
+    }
+    members.iter_mut().for_each(|member| member.weight *= scale);
+    members.push(Member { weight: 1.0 - scale, ..seed.clone() });
+    Ok(members)
 }
 
 /// The variance of true minus merged losses as a share of that of the true ones, the mean over eval sets where that is
@@ -173,11 +175,14 @@ pub fn score_all(
     what: &str,
     observer: &dyn Observer,
 ) -> Result<Vec<Vec<Scored>>> {
-    let missing: Vec<Vec<Member>> =
-        merges.iter().map(|(_, members)| members).filter(|members| !scorer.is_cached(members)).cloned().collect();
-    let n_missing = missing.len();
-    scorer.expect(missing.into_iter());
-    in_turns(merges, n_missing, what, observer, |(label, members)| scorer.try_score_as(members, label, kind, observer))
+    let keys: Vec<String> = merges.par_iter().map(|(_, members)| score_key(members)).collect();
+    let keyed: Vec<_> = merges.iter().zip(&keys).collect();
+    let missing: Vec<&Vec<Member>> =
+        keyed.iter().filter(|(_, key)| !scorer.is_stored(key)).map(|((_, members), _)| members).collect();
+    scorer.expect(missing.iter().copied().cloned());
+    in_turns(&keyed, missing.len(), what, observer, |((label, members), key)| {
+        scorer.try_score_keyed(key, members, label, kind, observer)
+    })
 }
 
 /// Scores one item after the other with progress over those that are `missing` from the store. Items that another process is

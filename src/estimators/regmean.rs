@@ -15,6 +15,7 @@ use crate::model::Checkpoint;
 use crate::pool::{Checkpoints, Experts, Manifest, Member, Pool, Recipe, Scored, Scorer, parse_count};
 use crate::progress::Observer;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 pub(super) const OPTIONS: &[OptionRow] = &[
@@ -54,7 +55,7 @@ struct RegMean<'a> {
     pool: &'a Pool,
     scorer: Scorer<'a>,
     experts: Experts,
-    grams: BTreeMap<String, Grams>, // by hash of the expert's weights
+    grams: BTreeMap<Arc<str>, Grams>, // by hash of the expert's weights
     scale: f64,
     kind: String, // how the log of scores calls it
     observer: &'a dyn Observer,
@@ -109,7 +110,7 @@ impl Estimator for RegMean<'_> {
 }
 
 /// The Gram matrices of every expert, by the hash of its weights, and what they took.
-fn collect(question: &Question<'_>, tokens: u64) -> Result<(BTreeMap<String, Grams>, Cost)> {
+fn collect(question: &Question<'_>, tokens: u64) -> Result<(BTreeMap<Arc<str>, Grams>, Cost)> {
     let (pool, observer) = (question.pool, question.observer);
     let mut experts = Vec::new();
     for partition in pool.partitions()?.values() {
@@ -133,7 +134,7 @@ fn collect(question: &Question<'_>, tokens: u64) -> Result<(BTreeMap<String, Gra
             Ok(cost)
         })?;
         let matrices = pool.stored_tensors(&key)?;
-        grams.insert(expert.weights, Grams { key, matrices });
+        grams.insert(expert.weights.into(), Grams { key, matrices });
     }
     if missing > 0 {
         observer.finish();

@@ -167,7 +167,7 @@ fn no_room(device: &str, what: &str) -> Error {
 fn union(candidates: &[Vec<Member>]) -> Vec<Member> {
     let [candidate] = candidates else {
         let all = candidates.iter().flatten().map(|member| (member.weights.clone(), member.clone()));
-        return all.collect::<BTreeMap<String, Member>>().into_values().collect(); // averages are sorted by their weights' hash
+        return all.collect::<BTreeMap<_, Member>>().into_values().collect(); // averages are sorted by their weights' hash
     };
     candidate.clone()
 }

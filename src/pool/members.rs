@@ -6,8 +6,10 @@ use crate::files;
 use crate::mixture::Mixture;
 use crate::model::{Checkpoint, LowRankUpdate};
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How far experts may move from the seed model, as a relative update, for merges to be trusted: less is noise, and
 /// the average of experts that moved further is worse than any of them.
@@ -17,9 +19,9 @@ pub const MERGEABLE: RangeInclusive<f64> = 0.02..=0.15;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Member {
     /// The hash of its weights that its manifest tells.
-    pub weights: String,
+    pub weights: Arc<str>,
     /// The object's folder.
-    pub folder: PathBuf,
+    pub folder: Arc<Path>,
     /// Its weight in the average.
     pub weight: f64,
 }
@@ -66,7 +68,7 @@ impl Checkpoints {
         for member in members {
             self.open(&member.folder)?;
         }
-        Ok(members.iter().filter_map(|member| Some((member.weight, self.0.get(&member.folder)?))).collect())
+        Ok(members.iter().filter_map(|member| Some((member.weight, self.0.get(&*member.folder)?))).collect())
     }
 
     pub(super) fn open(&mut self, folder: &Path) -> Result<Checkpoint> {
@@ -160,29 +162,30 @@ impl Pool {
 
     /// The member list of one trained object.
     pub fn single(&self, manifest: &Manifest) -> Vec<Member> {
-        let folder = self.object_folder(&manifest.id);
-        vec![Member { weights: manifest.weights.clone(), folder, weight: 1.0 }]
+        let folder = self.object_folder(&manifest.id).into();
+        vec![Member { weights: manifest.weights.as_str().into(), folder, weight: 1.0 }]
     }
 }
 
 /// Sorts members by the hash of their weights and adds up the weights of equal ones, so that a merge and its key depend
 /// on what is merged and not on names or order.
-fn canonical(members: Vec<Member>) -> Vec<Member> {
-    let mut merged: BTreeMap<String, Member> = BTreeMap::new();
-    for member in members {
-        match merged.get_mut(&member.weights) {
-            Some(known) => known.weight += member.weight,
-            None => {
-                merged.insert(member.weights.clone(), member);
-            }
+fn canonical(mut members: Vec<Member>) -> Vec<Member> {
+    members.sort_by(|a, b| a.weights.cmp(&b.weights)); // stable: weights are added in the order of names
+    members.dedup_by(|next, kept| {
+        let is_same = next.weights == kept.weights;
+        if is_same {
+            kept.weight += next.weight;
         }
-    }
-    merged.into_values().collect()
+        is_same
+    });
+    members
 }
 
 /// The key of a score: hashes and exact weights of everything merged.
 pub fn score_key(members: &[Member]) -> String {
-    let parts: Vec<String> =
-        members.iter().map(|member| format!("{}:{:016x}", member.weights, member.weight.to_bits())).collect();
-    files::hash(format!("weighted sum in f64 on cpu f32\n{}", parts.join("\n")).as_bytes())
+    let mut inputs = String::from("weighted sum in f64 on cpu f32");
+    for Member { weights, weight, .. } in members {
+        let _ = write!(inputs, "\n{weights}:{:016x}", weight.to_bits()); // a String takes everything
+    }
+    files::hash(inputs.as_bytes())
 }

@@ -80,15 +80,36 @@ fn refuse(what: &str, needed: u64, there: u64, of: &str) -> Result<()> {
     if IGNORED.load(Ordering::Relaxed) {
         return Ok(());
     }
-    Err(Error::Usage(format!(
+    Err(Error::NoRoom(format!(
         "{what} needs at least {} of {of}, {} is available; free some, or go on with --ignore-limits",
         human(needed),
         human(there)
     )))
 }
 
-/// `MemAvailable` of `/proc/meminfo`, in bytes; none where there is no such file.
+/// Bytes that this process may still take: what the host has and what the limits of its control groups leave; none where
+/// neither can be read.
 fn available() -> Option<u64> {
+    [available_on_host(), left_by_limits()].into_iter().flatten().min()
+}
+
+/// What the memory limits of the control groups (version 2) leave that this process is in, as under Slurm or in a container.
+fn left_by_limits() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let number = |path: PathBuf| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok(); // no limit reads "max"
+    let folders = Path::new(group).ancestors().map(|group| Path::new("/sys/fs/cgroup").join(group));
+    let left = |folder: PathBuf| {
+        let (limit, used) = (number(folder.join("memory.max"))?, number(folder.join("memory.current"))?);
+        let pages = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let given_up = pages.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse::<u64>().ok());
+        Some(limit.saturating_sub(used.saturating_sub(given_up.unwrap_or(0)))) // cached files count as used and give way
+    };
+    folders.filter_map(left).min()
+}
+
+/// `MemAvailable` of `/proc/meminfo`.
+fn available_on_host() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)

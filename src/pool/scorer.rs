@@ -9,7 +9,9 @@ use crate::eval::{EvalSet, PROTOCOL, Score};
 use crate::files;
 use crate::kernels::Precision;
 use crate::progress::Observer;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Between two looks at what another process is at.
@@ -45,7 +47,7 @@ pub struct Scored {
     /// Name of the eval set.
     pub eval_set: String,
     /// The stored record.
-    pub record: ScoreRecord,
+    pub record: Arc<ScoreRecord>,
     /// Whether it was there before.
     pub cached: bool,
 }
@@ -99,6 +101,20 @@ impl Pool {
         }
     }
 
+    /// Tokens, bytes and documents of some eval sets, as a score of 0 nats each.
+    ///
+    /// # Errors
+    /// As [`Pool::eval_key`].
+    pub fn eval_sizes(&self, names: &[String]) -> Result<BTreeMap<String, Score>> {
+        let size = |name: &String| {
+            let tokens = self.tokens(&self.eval_binding(name)?.tokens)?;
+            let (manifest, n_docs) = (tokens.manifest(), tokens.documents().len() as u64);
+            let size = Score { nll_sum: 0.0, n_tokens: manifest.n_tokens, n_bytes: manifest.n_bytes, n_docs };
+            Ok((name.clone(), size))
+        };
+        names.iter().map(size).collect()
+    }
+
     /// A scorer over some eval sets; all of them when `names` is empty.
     ///
     /// # Errors
@@ -115,22 +131,15 @@ impl Scorer<'_> {
         self.evals.iter().map(|eval| eval.name.clone()).collect()
     }
 
-    /// Tokens, bytes and documents of every eval set, as a score of 0 nats.
-    pub fn eval_sizes(&self) -> Result<Vec<Score>> {
-        let size = |eval: &EvalHandle| {
-            let tokens = self.pool.tokens(&eval.tokens)?;
-            let (manifest, n_docs) = (tokens.manifest(), tokens.documents().len() as u64);
-            Ok(Score { nll_sum: 0.0, n_tokens: manifest.n_tokens, n_bytes: manifest.n_bytes, n_docs })
-        };
-        self.evals.iter().map(size).collect()
-    }
-
     /// What is stored for each eval set, by how the model came about; computes nothing.
     pub fn stored(&self, estimator: &str) -> Vec<(String, Vec<Scored>)> {
         let of = |eval: &EvalHandle| {
             let records = eval.log.records().filter(|record| record.estimator == estimator);
-            let scored =
-                |record: &ScoreRecord| Scored { eval_set: eval.name.clone(), record: record.clone(), cached: true };
+            let scored = |record: &Arc<ScoreRecord>| Scored {
+                eval_set: eval.name.clone(),
+                record: record.clone(),
+                cached: true,
+            };
             (eval.name.clone(), records.map(scored).collect())
         };
         self.evals.iter().map(of).collect()
@@ -144,11 +153,6 @@ impl Scorer<'_> {
             Some(Scored { eval_set: eval.name.clone(), record, cached: true })
         };
         self.evals.iter().filter_map(scored).collect()
-    }
-
-    /// Whether every score of these members is stored.
-    pub fn is_cached(&self, members: &[Member]) -> bool {
-        self.is_stored(&score_key(members))
     }
 
     /// Whether a score is stored under this key for every eval set.
@@ -191,7 +195,19 @@ impl Scorer<'_> {
         estimator: &str,
         observer: &dyn Observer,
     ) -> Result<Option<Vec<Scored>>> {
-        self.try_score(&score_key(members), label, estimator, observer, Parameters::Average(members))
+        self.try_score_keyed(&score_key(members), members, label, estimator, observer)
+    }
+
+    /// As [`Scorer::try_score_as`], with the [`score_key`] of the members.
+    pub(crate) fn try_score_keyed(
+        &mut self,
+        key: &str,
+        members: &[Member],
+        label: &str,
+        estimator: &str,
+        observer: &dyn Observer,
+    ) -> Result<Option<Vec<Scored>>> {
+        self.try_score(key, label, estimator, observer, Parameters::Average(members))
     }
 
     /// Says which averages will be scored next, in order, so that a device may merge several at a time.
@@ -257,13 +273,13 @@ impl Scorer<'_> {
             if let Some(parameters) = parameters.take() {
                 merge_seconds = self.set(parameters)?;
             }
-            let record = ScoreRecord {
+            let record = Arc::new(ScoreRecord {
                 key: key.to_owned(),
                 mixture: label.to_owned(),
                 estimator: estimator.to_owned(),
                 merge_seconds,
                 ..self.evaluate(index, label)?
-            };
+            });
             self.evals[index].log.append(vec![record.clone()])?;
             scored.push(Scored { eval_set: self.evals[index].name.clone(), record, cached: false });
         }

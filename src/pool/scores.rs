@@ -8,11 +8,13 @@ use super::claim::{is_same, knows_no_locks};
 use crate::error::{Error, Result};
 use crate::eval::Score;
 use crate::files;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const MAGIC: &[u8; 4] = b"mps1";
 /// Magic, length of the head, number of documents, checksum of these.
@@ -48,7 +50,7 @@ pub struct ScoreRecord {
 pub struct ScoreLog {
     path: PathBuf,
     own: PathBuf, // what this process appends to
-    records: BTreeMap<String, ScoreRecord>,
+    records: BTreeMap<String, Arc<ScoreRecord>>,
     ends: BTreeMap<PathBuf, usize>, // where the last record read of each file ends
     is_named: bool, // whether the file's name is known to be durable: who made it may have been killed before
 }
@@ -86,12 +88,12 @@ impl ScoreLog {
     }
 
     /// The record of a key, if it was scored.
-    pub fn get(&self, key: &str) -> Option<&ScoreRecord> {
+    pub fn get(&self, key: &str) -> Option<&Arc<ScoreRecord>> {
         self.records.get(key)
     }
 
     /// All records, sorted by key.
-    pub fn records(&self) -> impl Iterator<Item = &ScoreRecord> {
+    pub fn records(&self) -> impl Iterator<Item = &Arc<ScoreRecord>> {
         self.records.values()
     }
 
@@ -157,12 +159,12 @@ impl ScoreLog {
     }
 
     /// Appends records; they are on the disk when this returns. Several processes may append to one log.
-    pub fn append(&mut self, records: Vec<ScoreRecord>) -> Result<()> {
+    pub fn append(&mut self, records: Vec<Arc<ScoreRecord>>) -> Result<()> {
         let path = self.own.clone();
         let io = |action| Error::io(action, &path);
         let mut file = open_locked(&path, path == self.path)?;
         self.read(&path)?;
-        let bytes = records.iter().map(encode).collect::<Result<Vec<_>>>()?.concat();
+        let bytes = records.iter().map(|record| encode(record)).collect::<Result<Vec<_>>>()?.concat();
         let end = self.ends.get(&path).copied().unwrap_or(0);
         file.set_len(end as u64).map_err(io("truncate"))?; // a record cut short by a crash
         file.seek(SeekFrom::Start(end as u64)).map_err(io("seek"))?;
@@ -184,16 +186,25 @@ impl ScoreLog {
     /// Takes in the whole records at the head of `bytes`, which lie in the file where the known ones end.
     fn take_in(&mut self, path: &Path, bytes: &[u8]) -> Result<()> {
         let end = self.ends.get(path).copied().unwrap_or(0);
-        let mut start = 0;
-        while start < bytes.len() {
-            match decode(&bytes[start..]) {
+        let (mut places, mut start) = (Vec::new(), 0);
+        while let Some(length) = length(&bytes[start..]) {
+            places.push(start..start + length);
+            start += length;
+        }
+        if start < bytes.len() {
+            places.push(start..bytes.len()); // cut, or damaged
+        }
+        let records: Vec<Decoded> = places.par_iter().map(|place| decode(&bytes[place.clone()])).collect();
+        let mut whole = Vec::with_capacity(records.len());
+        for (record, place) in records.into_iter().zip(&places) {
+            match record {
                 Decoded::Record(record, length) => {
-                    self.records.insert(record.key.clone(), record);
-                    start += length;
+                    whole.push((record.key.clone(), Arc::from(record)));
+                    start = place.start + length;
                 }
-                Decoded::Cut => break,
+                Decoded::Cut => start = place.start,
                 Decoded::Damaged => {
-                    let at = end + start;
+                    let at = end + place.start;
                     let problem = format!(
                         "the score record at byte {at} does not match its checksum; delete the file to score again"
                     );
@@ -201,6 +212,7 @@ impl ScoreLog {
                 }
             }
         }
+        self.records.extend(whole);
         self.ends.insert(path.to_path_buf(), end + start);
         Ok(())
     }
@@ -262,21 +274,31 @@ fn checksum<const N: usize>(bytes: &[u8]) -> [u8; N] {
 }
 
 enum Decoded {
-    Record(ScoreRecord, usize),
+    Record(Box<ScoreRecord>, usize),
     /// The bytes end before the record does.
     Cut,
     Damaged,
 }
 
+/// The length of the record at the head of `bytes`, when its prefix is whole and all of it is there.
+fn length(bytes: &[u8]) -> Option<usize> {
+    let (head, documents) = lengths(bytes.first_chunk::<PREFIX>()?)?;
+    Some(PREFIX + head + 8 * documents + HASH).filter(|length| *length <= bytes.len())
+}
+
+/// Bytes of the head and number of documents, as a prefix tells; they have a checksum of their own: a damaged length must
+/// not pass for a record cut short.
+fn lengths(prefix: &[u8; PREFIX]) -> Option<(usize, usize)> {
+    let number = |at: usize| u32::from_le_bytes([prefix[at], prefix[at + 1], prefix[at + 2], prefix[at + 3]]) as usize;
+    let is_whole = prefix.starts_with(MAGIC) && checksum::<4>(&prefix[..12]) == prefix[12..];
+    is_whole.then(|| (number(4), number(8)))
+}
+
 fn decode(bytes: &[u8]) -> Decoded {
     let Some(prefix) = bytes.first_chunk::<PREFIX>() else { return Decoded::Cut };
-    // The lengths have a checksum of their own: a damaged length must not pass for a record cut short.
-    if !prefix.starts_with(MAGIC) || checksum::<4>(&prefix[..12]) != prefix[12..] {
-        return Decoded::Damaged;
-    }
-    let number = |at: usize| u32::from_le_bytes([prefix[at], prefix[at + 1], prefix[at + 2], prefix[at + 3]]) as usize;
-    let body = PREFIX + number(4);
-    let end = body + 8 * number(8);
+    let Some((head, documents)) = lengths(prefix) else { return Decoded::Damaged };
+    let body = PREFIX + head;
+    let end = body + 8 * documents;
     let Some(hash) = bytes.get(end..end + HASH) else { return Decoded::Cut };
     if checksum::<HASH>(&bytes[..end]) != *hash {
         return Decoded::Damaged;
@@ -284,5 +306,5 @@ fn decode(bytes: &[u8]) -> Decoded {
     let Ok(mut record) = serde_json::from_slice::<ScoreRecord>(&bytes[PREFIX..body]) else { return Decoded::Damaged };
     let (values, _) = bytes[body..end].as_chunks::<8>();
     record.documents = values.iter().map(|value| f64::from_le_bytes(*value)).collect();
-    Decoded::Record(record, end + HASH)
+    Decoded::Record(Box::new(record), end + HASH)
 }
