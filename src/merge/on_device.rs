@@ -74,8 +74,9 @@ impl DeviceMerger {
             }
             return Ok(());
         }
-        for member in members {
-            self.keep(layout, member)?;
+        if members.len() > 1 {
+            // a model of its own, as a really trained one, is not asked for again
+            members.iter().try_for_each(|member| self.keep(layout, member))?;
         }
         let sources = members.iter().map(|member| match self.kept.get(member.path()) {
             Some(tensor) => Source::Device(tensor),
