@@ -1,4 +1,4 @@
-//! On device: averages written straight into models that lie on a device, of members that are kept there while there is room.
+//! On device: averages written straight into models on a device, of members that stay there while there is room.
 
 use super::average;
 use crate::error::{Error, Result};
