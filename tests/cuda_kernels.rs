@@ -334,7 +334,7 @@ pub(crate) fn weighted_sums_have_the_bits_of_the_merge() {
 #[cfg_attr(test, test)]
 pub(crate) fn streamed_sums_have_the_same_bits() {
     let lengths = [1000, 3, 5000, 777];
-    let n = lengths.iter().sum();
+    let n: usize = lengths.iter().sum();
     let types =
         [[DType::F32; 4], [DType::BF16; 4], [DType::F32, DType::BF16, DType::BF16, DType::F16], [DType::BF16; 4]];
     let part = |member: usize, index: usize| {
@@ -360,9 +360,9 @@ pub(crate) fn streamed_sums_have_the_same_bits() {
         }
         for (out, weights) in outs.iter().zip(&weights) {
             let mut expected = Vec::new();
-            for index in 0..4 {
+            for (index, length) in lengths.iter().enumerate() {
                 let members: Vec<_> = (0..4).map(|member| (weights[member], floats(member, index))).collect();
-                let mut values = vec![0f32; lengths[index]];
+                let mut values = vec![0f32; *length];
                 kernels::weighted_sum(&mut values, &members);
                 expected.extend(values);
             }

@@ -57,7 +57,6 @@ fn assert_near(got: &str, expected: &str, tolerance: f64) {
     assert!(!got.is_empty() && got.keys().eq(expected.keys()), "{got:?} {expected:?}");
     let differ: Vec<f64> = got.values().zip(expected.values()).map(|(a, b)| (a - b).abs()).collect();
     let worst = differ.iter().copied().fold(0.0, f64::max);
-    println!("worst difference {worst:.1e}, tolerance {tolerance:.0e}");
     assert!(worst <= tolerance, "{worst:e} exceeds {tolerance:e}");
 }
 

@@ -1,4 +1,4 @@
-//! On device: averages written straight into models that lie on a device, of members that are kept there while there is room.
+//! On device: averages written straight into models on a device, of members that stay there while there is room.
 
 use super::average;
 use crate::error::{Error, Result};
@@ -37,8 +37,7 @@ impl DeviceMerger {
     pub fn keeps(&self, members: &[&Checkpoint]) -> bool {
         let new = members.iter().filter(|member| !self.kept.contains_key(member.path()));
         let bytes = |member: &&Checkpoint| (member.layout().len() * kept_type(member).size_in_bytes()) as u64;
-        members.iter().all(|member| member.update().is_none())
-            && new.map(|member| bytes(member)).sum::<u64>() <= self.room
+        members.iter().all(|member| member.update().is_none()) && new.map(bytes).sum::<u64>() <= self.room
     }
 
     /// Gives the memory of the kept members back.
@@ -75,8 +74,9 @@ impl DeviceMerger {
             }
             return Ok(());
         }
-        for member in members {
-            self.keep(layout, member)?;
+        if members.len() > 1 {
+            // a model of its own, as a really trained one, is not asked for again
+            members.iter().try_for_each(|member| self.keep(layout, member))?;
         }
         let sources = members.iter().map(|member| match self.kept.get(member.path()) {
             Some(tensor) => Source::Device(tensor),

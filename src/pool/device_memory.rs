@@ -77,7 +77,7 @@ impl Pool {
                 format!("{} more are needed; end what else runs there, or use --device cpu", human(needed - room));
             refuse_device("scoring", needed, room, &compute.name(), &advice)?;
         }
-        let members = room.saturating_sub(model + head(memory) + token * pass_tokens);
+        let members = room.saturating_sub(model + head(memory) + token * pass_tokens) / 2; // the rest is for training in between
         Ok(Some(ScoringRoom { pass_tokens: pass_tokens as usize, members }))
     }
 }

@@ -69,11 +69,8 @@ impl Pool {
         self.eval_key_in(self.precision(), name)
     }
 
-    /// As [`Pool::eval_key`], of scores in a precision. Those in f32 have one key wherever they were computed, as their numbers
-    /// differ by the order of additions only.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] when the name is unknown.
+    /// As [`Pool::eval_key`], of scores in a precision. Those in f32 have one key wherever they were computed: their numbers differ
+    /// by the order of additions only.
     pub fn eval_key_in(&self, precision: Precision, name: &str) -> Result<String> {
         let Settings { window, prefix_token, .. } = self.settings;
         let tokens = self.eval_binding(name)?.tokens;

@@ -86,7 +86,12 @@ impl DeviceChoice {
             ))),
             Self::Cuda(_) => {
                 let first = self.each()?[0];
-                Compute::cuda(first.number(), precision).and_then(checked)
+                let compute = Compute::cuda(first.number(), precision)?;
+                #[cfg(feature = "cuda")]
+                if let candle_core::Device::Cuda(device) = compute.device() {
+                    super::driver::check(device)?;
+                }
+                Ok(compute)
             }
             Self::Emulated(_) => Compute::emulated(precision),
         }
@@ -109,15 +114,6 @@ fn gpus(asked: DeviceChoice) -> Result<usize> {
         "'--device {asked}': this mixpool was built without CUDA; build it with 'cargo build --release --features cuda' (needs a \
          CUDA toolkit), or use --device cpu"
     )))
-}
-
-/// A device that was opened, once it is known that it runs our kernels.
-fn checked(compute: Compute) -> Result<Compute> {
-    #[cfg(feature = "cuda")]
-    if let candle_core::Device::Cuda(device) = compute.device() {
-        super::driver::check(device)?;
-    }
-    Ok(compute)
 }
 
 impl Compute {

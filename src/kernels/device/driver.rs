@@ -52,9 +52,9 @@ pub(super) fn check(device: &CudaDevice) -> Result<()> {
             name(device)
         )));
     }
-    let Err(error) = device.get_or_load_custom_func("add_partials", "mixpool", super::cuda::KERNELS) else {
-        return Ok(());
-    };
+    let entry = super::cuda::KERNELS.lines().find_map(|line| line.trim().strip_prefix(".visible .entry "));
+    let any = entry.map_or("", |entry| entry.trim_end_matches('('));
+    let Err(error) = device.get_or_load_custom_func(any, "mixpool", super::cuda::KERNELS) else { return Ok(()) };
     let said = error.to_string();
     if ["UNSUPPORTED_PTX", "INVALID_PTX", "NO_BINARY_FOR_GPU"].iter().any(|code| said.contains(code)) {
         let version = super::cuda::KERNELS.lines().find_map(|line| line.strip_prefix(".version ")).unwrap_or("unknown");

@@ -78,7 +78,8 @@ impl StreamedSums {
         for end in ends_of_runs(&members, n) {
             let types = members.iter().map(|member| type_at(member, start)).collect::<Result<Vec<_>>>()?;
             let width: usize = members.iter().zip(&types).map(|(member, dtype)| host_width(member, *dtype)).sum();
-            let length = if width == 0 { end - start } else { self.bytes / width / STEP * STEP };
+            let fitting = |values: usize| values / STEP * STEP;
+            let length = self.bytes.checked_div(width).map_or(end - start, fitting);
             if length == 0 {
                 return Err(Error::Usage(format!(
                     "{} members do not pass through {} bytes",
@@ -137,7 +138,11 @@ impl StreamedSums {
         let outs = outs.iter().map(|out| Ok(out.narrow(0, start, length)?)).collect::<Result<Vec<_>>>()?;
         let types = types.iter().map(|dtype| number_of(*dtype)).collect::<Result<_>>()?;
         sums_of(&outs, weights, held, types)?;
-        self.release(slot)
+        #[cfg(feature = "cuda")]
+        if let Some(copier) = self.buffers.as_mut().and_then(|buffers| buffers.copier.as_mut()) {
+            copier.release(slot)?;
+        }
+        Ok(())
     }
 
     /// Brings `length` bytes that `fill` writes to a buffer on the device; returns its address there.
@@ -163,15 +168,6 @@ impl StreamedSums {
             tensor.slice_set(&Tensor::from_vec(words, count, &self.device)?, 0, 0)?;
         }
         Ok(addresses(std::slice::from_ref(tensor), read)?[0])
-    }
-
-    fn release(&mut self, slot: usize) -> Result<()> {
-        #[cfg(feature = "cuda")]
-        if let Some(copier) = self.buffers.as_mut().and_then(|buffers| buffers.copier.as_mut()) {
-            return copier.release(slot);
-        }
-        let _ = slot;
-        Ok(())
     }
 }
 
