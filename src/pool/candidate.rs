@@ -31,7 +31,7 @@ pub(super) struct Candidate {
     compute: Compute,
     layout: Layout,
     merger: Option<DeviceMerger>, // none on the processor
-    expected: VecDeque<Vec<Member>>,
+    expected: VecDeque<(String, Vec<Member>)>, // with their score keys
     merged: BTreeMap<String, Tensor>, // candidates merged ahead of their turn, by score key
 }
 
@@ -63,7 +63,7 @@ impl Candidate {
     /// What averages will be asked for next, in order: some may be merged together.
     pub(super) fn expect(&mut self, averages: impl Iterator<Item = Vec<Member>>) {
         if self.merger.is_some() {
-            self.expected = averages.collect();
+            self.expected = averages.map(|members| (score_key(&members), members)).collect();
         }
     }
 
@@ -95,17 +95,18 @@ impl Candidate {
     fn merge(&mut self, open: &mut Checkpoints, members: &[Member]) -> Result<()> {
         let Some(merger) = &mut self.merger else { return Ok(()) };
         let key = score_key(members);
+        if let Some(at) = self.expected.iter().position(|(next, _)| *next == key) {
+            self.expected.drain(..=at); // those before it are scored, or another process is at them
+        }
         let target = self.evaluator.parameters();
         if let Some(merged) = self.merged.remove(&key) {
-            self.expected.retain(|other| score_key(other) != key);
             return Ok(target.slice_set(&merged, 0, 0)?);
         }
         self.merged.clear(); // for whom they were meant, another process has scored them
-        while self.expected.pop_front().is_some_and(|next| score_key(&next) != key) {}
         let mut candidates = vec![members.to_vec()];
         let mut outs = vec![target.clone()];
         if !merger.keeps(&open.of(members)?.iter().map(|(_, model)| *model).collect::<Vec<_>>()) {
-            for next in self.expected.iter().take(TOGETHER - 1) {
+            for (_, next) in self.expected.iter().take(TOGETHER - 1) {
                 let Ok(out) = target.zeros_like() else { break }; // no room: one at a time
                 candidates.push(next.clone());
                 outs.push(out);
