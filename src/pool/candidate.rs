@@ -104,8 +104,8 @@ impl Candidate {
         while self.expected.pop_front().is_some_and(|next| score_key(&next) != key) {}
         let mut candidates = vec![members.to_vec()];
         let mut outs = vec![target.clone()];
-        if !merger.keeps(&open.of(members)?.iter().map(|(_, model)| *model).collect::<Vec<_>>()) {
-            for next in self.expected.iter().take(TOGETHER - 1) {
+        if in_order(members) && !merger.keeps(&open.of(members)?.iter().map(|(_, model)| *model).collect::<Vec<_>>()) {
+            for next in self.expected.iter().take(TOGETHER - 1).take_while(|next| in_order(next)) {
                 let Ok(out) = target.zeros_like() else { break }; // no room: one at a time
                 candidates.push(next.clone());
                 outs.push(out);
@@ -163,11 +163,16 @@ fn no_room(device: &str, what: &str) -> Error {
     Error::OutOfMemory(format!("'{device}' has no room to {what}; end what else runs there, or use --device cpu"))
 }
 
+/// Whether members are in the order of their weights' hash, each once: then the order of several candidates' is one.
+fn in_order(members: &[Member]) -> bool {
+    members.is_sorted_by(|a, b| a.weights < b.weights)
+}
+
 /// The members of several candidates, each once, in the order that each candidate has them in.
 fn union(candidates: &[Vec<Member>]) -> Vec<Member> {
     let [candidate] = candidates else {
         let all = candidates.iter().flatten().map(|member| (member.weights.clone(), member.clone()));
-        return all.collect::<BTreeMap<_, Member>>().into_values().collect(); // averages are sorted by their weights' hash
+        return all.collect::<BTreeMap<_, Member>>().into_values().collect();
     };
     candidate.clone()
 }
