@@ -30,9 +30,9 @@ pub(super) struct Candidate {
     pub(super) evaluator: Evaluator,
     compute: Compute,
     layout: Layout,
-    merger: Option<DeviceMerger>, // none on the processor
+    merger: Option<DeviceMerger>,              // none on the processor
     expected: VecDeque<(String, Vec<Member>)>, // with their score keys
-    merged: BTreeMap<String, Tensor>, // candidates merged ahead of their turn, by score key
+    merged: BTreeMap<String, Tensor>,          // candidates merged ahead of their turn, by score key
 }
 
 impl Candidate {
@@ -105,8 +105,8 @@ impl Candidate {
         self.merged.clear(); // for whom they were meant, another process has scored them
         let mut candidates = vec![members.to_vec()];
         let mut outs = vec![target.clone()];
-        if !merger.keeps(&open.of(members)?.iter().map(|(_, model)| *model).collect::<Vec<_>>()) {
-            for (_, next) in self.expected.iter().take(TOGETHER - 1) {
+        if in_order(members) && !merger.keeps(&open.of(members)?.iter().map(|(_, model)| *model).collect::<Vec<_>>()) {
+            for (_, next) in self.expected.iter().take(TOGETHER - 1).take_while(|(_, next)| in_order(next)) {
                 let Ok(out) = target.zeros_like() else { break }; // no room: one at a time
                 candidates.push(next.clone());
                 outs.push(out);
@@ -164,11 +164,16 @@ fn no_room(device: &str, what: &str) -> Error {
     Error::OutOfMemory(format!("'{device}' has no room to {what}; end what else runs there, or use --device cpu"))
 }
 
+/// Whether members are in the order of their weights' hash, each once: then the order of several candidates' is one.
+fn in_order(members: &[Member]) -> bool {
+    members.is_sorted_by(|a, b| a.weights < b.weights)
+}
+
 /// The members of several candidates, each once, in the order that each candidate has them in.
 fn union(candidates: &[Vec<Member>]) -> Vec<Member> {
     let [candidate] = candidates else {
         let all = candidates.iter().flatten().map(|member| (member.weights.clone(), member.clone()));
-        return all.collect::<BTreeMap<_, Member>>().into_values().collect(); // averages are sorted by their weights' hash
+        return all.collect::<BTreeMap<_, Member>>().into_values().collect();
     };
     candidate.clone()
 }
