@@ -167,10 +167,7 @@ impl Session {
         let pool = Pool::open(&self.pool)?.computing_on(self.device, self.precision());
         let kind = files::shared_kind(pool.root());
         let reading = kind.map(|kind| format!("the pool lies on {kind}: its files are read, not mapped"));
-        let precision = self.precision();
-        let apart = (!self.device.is_cpu() && !precision.is_f32() && self.asked_precision.is_none())
-            .then(|| format!("{}: scores are in {precision}, apart from those in f32 (--precision f32)", self.device));
-        pool.sharing().into_iter().chain(reading).chain(apart).for_each(|line| self.observer_note(&line));
+        pool.sharing().into_iter().chain(reading).for_each(|line| self.observer_note(&line));
         Ok(pool)
     }
 

@@ -24,15 +24,15 @@ pub(super) fn count(asked: DeviceChoice) -> Result<usize> {
             "'--device {asked}': no NVIDIA GPU can be used ({why}); see whether 'nvidia-smi' lists one, or use --device cpu"
         ))
     };
-    result::init().map_err(|error| none(worded(&error)))?;
+    result::init().map_err(|error| none(worded(error)))?;
     match result::device::get_count() {
         Ok(0) => Err(none("the driver lists none".into())),
         Ok(count) => Ok(count as usize),
-        Err(error) => Err(none(worded(&error))),
+        Err(error) => Err(none(worded(error))),
     }
 }
 
-fn worded(error: &DriverError) -> String {
+fn worded(error: DriverError) -> String {
     match error.0 {
         CUresult::CUDA_ERROR_NO_DEVICE => "no driver or no device".into(),
         CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
