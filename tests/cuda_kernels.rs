@@ -334,7 +334,7 @@ pub(crate) fn weighted_sums_have_the_bits_of_the_merge() {
 #[cfg_attr(test, test)]
 pub(crate) fn streamed_sums_have_the_same_bits() {
     let lengths = [1000, 3, 5000, 777];
-    let n = lengths.iter().sum();
+    let n: usize = lengths.iter().sum();
     let types =
         [[DType::F32; 4], [DType::BF16; 4], [DType::F32, DType::BF16, DType::BF16, DType::F16], [DType::BF16; 4]];
     let part = |member: usize, index: usize| {

@@ -28,11 +28,15 @@ fn wide(head_dim: usize) -> ModelConfig {
 
 /// The loss of packed sequences, and its gradient.
 fn loss_and_gradient(compute: &Compute, config: &ModelConfig) -> (f64, Vec<f32>) {
+    loss_and_gradient_as(compute, config, false)
+}
+
+fn loss_and_gradient_as(compute: &Compute, config: &ModelConfig, recomputes: bool) -> (f64, Vec<f32>) {
     let layout = Layout::of(config);
     let values = common::weights(&layout);
     let parameters =
         Tensor::from_vec(values, layout.len(), compute.device()).unwrap().to_dtype(compute.dtype()).unwrap();
-    let model = Transformer::new(config, &layout, &parameters, 128, compute.exec()).unwrap();
+    let model = Transformer::new(config, &layout, &parameters, 128, compute.exec()).unwrap().recomputing(recomputes);
     let gradient = Tensor::zeros(layout.len(), DType::F32, compute.device()).unwrap();
     let views = Weights::views(config, &layout, &gradient).unwrap();
     let (lengths, n) = ([5, 1, 100, 17], 123);
@@ -75,6 +79,16 @@ pub(crate) fn gradients_of_whole_models_are_those_of_the_processor() {
                 let again = loss_and_gradient(&compute(precision), &config);
                 assert!(again.0 == got && bits(&again.1) == bits(&values), "{name}: other bits the second time");
             }
+        }
+    }
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn activations_computed_again_have_the_same_bits() {
+    for (name, config) in families() {
+        for device in [Compute::cpu(), compute(Precision::F32), compute(Precision::Bf16)] {
+            let (kept, again) = (loss_and_gradient(&device, &config), loss_and_gradient_as(&device, &config, true));
+            assert!(kept.0.to_bits() == again.0.to_bits() && bits(&kept.1) == bits(&again.1), "{name}, {device:?}");
         }
     }
 }
@@ -245,6 +259,7 @@ pub(crate) fn scores_are_those_of_the_processor() {
 #[allow(dead_code)]
 pub(crate) const CASES: &[(&str, fn())] = &[
     ("gradients_of_whole_models_are_those_of_the_processor", gradients_of_whole_models_are_those_of_the_processor),
+    ("activations_computed_again_have_the_same_bits", activations_computed_again_have_the_same_bits),
     ("five_steps_are_those_of_the_processor", five_steps_are_those_of_the_processor),
     ("a_stopped_run_goes_on_bit_for_bit", a_stopped_run_goes_on_bit_for_bit),
     (

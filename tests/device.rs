@@ -147,6 +147,14 @@ fn a_step_that_does_not_fit_is_taken_in_parts() {
     assert!(ran.stderr.contains("sequences at a time fit 'emulated GPU'"), "{ran:?}");
     let ask = "score code code+wiki --format csv";
     assert_near(&parts.ok(ask), &whole.ok(ask), 1e-3);
+    let again = registered();
+    let ran = with_memory(&again, 860_000, "train --device emulated");
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(
+        ran.stderr.contains("1 sequences at a time fit 'emulated GPU', activations being computed again"),
+        "{ran:?}"
+    );
+    assert_near(&again.ok(ask), &whole.ok(ask), 1e-3);
     let refused = with_memory(&registered(), 700_000, "train --device emulated");
     refused.failed(2, &["training one sequence at a time needs about", "can be used"]);
 }

@@ -73,7 +73,8 @@ impl Candidate {
     /// Those of what is merged or written, [`Error::OutOfMemory`] when a merge does not fit the device.
     pub(super) fn set(&mut self, open: &mut Checkpoints, parameters: Parameters<'_>) -> Result<f64> {
         let name = self.compute.name();
-        self.overwrite(open, parameters).map_err(|error| if error.is_out_of_memory() { no_room(&name, "merge") } else { error })
+        self.overwrite(open, parameters)
+            .map_err(|error| if error.is_out_of_memory() { no_room(&name, "merge") } else { error })
     }
 
     fn overwrite(&mut self, open: &mut Checkpoints, parameters: Parameters<'_>) -> Result<f64> {

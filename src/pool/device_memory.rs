@@ -19,6 +19,25 @@ const PASS: u64 = 32 << 10;
 /// Tokens of the smallest pass.
 const SMALLEST_PASS: u64 = 512;
 
+/// How training goes through a model so that a device has room for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Passage {
+    /// Sequences at a time.
+    pub(super) micro_batch: usize,
+    /// Whether activations are computed again in the backward pass instead of kept.
+    pub(super) recomputes: bool,
+}
+
+impl Passage {
+    /// The next that takes less memory, if there is one: half as many sequences, then one whose activations are computed again.
+    pub(super) fn smaller(self) -> Option<Self> {
+        match self.micro_batch {
+            2.. => Some(Self { micro_batch: self.micro_batch.div_ceil(2), ..self }),
+            _ => (!self.recomputes).then_some(Self { recomputes: true, ..self }),
+        }
+    }
+}
+
 /// How a device's memory is divided for scoring.
 pub(super) struct ScoringRoom {
     /// Tokens of a pass.
@@ -28,29 +47,36 @@ pub(super) struct ScoringRoom {
 }
 
 impl Pool {
-    /// The micro-batch to train with: the recipe's, or the largest half, quarter, ... of it that fits the device. The result is the
-    /// same up to the order of additions.
+    /// How to train: with the recipe's micro-batch, or the largest half, quarter, ... of it that fits the device; where a single sequence
+    /// does not, with the largest that fits when activations are computed again. The result is the same up to the order of
+    /// additions. `beside` are bytes a parameter that training takes beside the usual.
     ///
     /// # Errors
     /// [`Error::Usage`](crate::Error::Usage) when a single sequence at a time does not fit.
-    pub(super) fn fitting_micro_batch(&self, compute: &Compute, train: &TrainConfig) -> Result<usize> {
-        let wanted = train.micro_batch_size.min(train.batch_size);
+    pub(super) fn fitting_passage(&self, compute: &Compute, train: &TrainConfig, beside: u64) -> Result<Passage> {
+        let wanted = Passage { micro_batch: train.micro_batch_size.min(train.batch_size), recomputes: false };
         let Some(memory) = compute.memory()? else { return Ok(wanted) };
         let model = self.layout.len() as u64;
         let rounded = if train.precision == Precision::Bf16 { 2 } else { 0 };
-        let fixed = model.saturating_mul(TRAINED + rounded).saturating_add(head(memory));
-        let sequence = kept(&self.settings.model, train.precision).saturating_mul(train.sequence_length as u64);
-        let needs = |size: usize| fixed.saturating_add(sequence.saturating_mul(size as u64));
+        let fixed = model.saturating_mul(TRAINED + rounded + beside).saturating_add(head(memory));
+        let needs = |passage: Passage| {
+            let token = kept(&self.settings.model, train.precision, passage.recomputes);
+            let tokens = train.sequence_length.saturating_mul(passage.micro_batch) as u64;
+            fixed.saturating_add(token.saturating_mul(tokens))
+        };
         let room = memory.free.saturating_sub(reserve(memory));
-        let mut size = wanted;
-        while size > 1 && needs(size) > room {
-            size = size.div_ceil(2);
+        let halves = |first: Passage| {
+            let smaller = move |passage: &Passage| passage.smaller().filter(|next| next.recomputes == first.recomputes);
+            std::iter::successors(Some(first), smaller)
+        };
+        let mut all = halves(wanted).chain(halves(Passage { recomputes: true, ..wanted }));
+        if let Some(passage) = all.find(|passage| needs(*passage) <= room) {
+            return Ok(passage);
         }
-        if needs(size) > room {
-            let advice = format!("a model with {} less would fit; or use --device cpu", human(needs(size) - room));
-            refuse_device("training one sequence at a time", needs(size), room, &compute.name(), &advice)?;
-        }
-        Ok(size)
+        let smallest = Passage { micro_batch: 1, recomputes: true };
+        let advice = format!("a model with {} less would fit; or use --device cpu", human(needs(smallest) - room));
+        refuse_device("training one sequence at a time", needs(smallest), room, &compute.name(), &advice)?;
+        Ok(smallest)
     }
 
     /// How the scoring device's memory is divided; none where nobody tells how much there is, as on the processor.
@@ -93,9 +119,11 @@ fn head(memory: DeviceMemory) -> u64 {
 }
 
 /// Bytes of activations that a token leaves between the forward and the backward pass, and those of one layer's work beside them.
-fn kept(config: &ModelConfig, precision: Precision) -> u64 {
+/// Where they are computed again, every layer leaves its input only, and one layer's exist beside its work.
+fn kept(config: &ModelConfig, precision: Precision, recomputes: bool) -> u64 {
     let layer = layer(config) * width(precision) + 4 * config.num_attention_heads as u64;
-    layer * (config.num_hidden_layers as u64 + 2)
+    let layers = config.num_hidden_layers as u64;
+    if recomputes { layers * config.hidden_size as u64 * width(precision) + 3 * layer } else { layer * (layers + 2) }
 }
 
 /// Bytes of activations that exist at once of a token that only goes forward.

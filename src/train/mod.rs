@@ -100,6 +100,13 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// The run computing activations again in the backward pass from now on, or not: see [`Transformer::recomputing`].
+    #[must_use]
+    pub fn recomputing(mut self, recomputes: bool) -> Self {
+        self.model = self.model.recomputing(recomputes);
+        self
+    }
+
     /// Runs to the end of the schedule. `save` is called with the state every `save_every` seconds of work, and before
     /// a stop that the observer asked for.
     ///
