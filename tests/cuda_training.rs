@@ -10,7 +10,8 @@ use mixpool::eval::{EvalSet, Evaluator};
 use mixpool::kernels::{Compute, Precision};
 use mixpool::model::{Layout, ModelConfig, Sequences, Transformer, Weights};
 use mixpool::progress::{Observer, Silent};
-use mixpool::text::{Batches, Share, TokenFile};
+use mixpool::rng::Stream;
+use mixpool::text::{Batch, Batches, Share, TokenFile, Window};
 use mixpool::train::{State, TrainConfig, Trainer};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -255,6 +256,71 @@ pub(crate) fn scores_are_those_of_the_processor() {
     }
 }
 
+/// The relative distance of two gradients, as vectors.
+#[track_caller]
+fn assert_near(got: &[f32], expected: &[f32], what: &str) {
+    let error: Vec<f32> = got.iter().zip(expected).map(|(got, expected)| got - expected).collect();
+    assert_within(1e-5, [norm(&error) / norm(expected)], what);
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn gradients_of_eval_sets_are_those_of_the_processor() {
+    let run = Run::new(20, 5e-3);
+    let parameters = run.trained(&Compute::cpu()).parameters;
+    let folder = tempfile::tempdir().unwrap();
+    let text: Vec<u32> = (0..1500).map(|i| 1 + (i % 11 * 5 + i / 100) % 60).collect();
+    let held_out =
+        common::token_file(folder.path(), &[text[..40].to_vec(), text[40..41].to_vec(), text[41..].to_vec()]);
+    let set = EvalSet::new("held-out", &held_out, 0, 32).unwrap();
+    let batch = Batch { inputs: text[..72].to_vec(), targets: text[1..73].to_vec() };
+    let evaluator = |compute: &Compute, recomputes: bool| {
+        let mut evaluator = Evaluator::on(compute, &run.config, &run.layout, 32).unwrap();
+        evaluator.set_recomputing(recomputes);
+        let fill = |values: &mut [f32]| {
+            values.copy_from_slice(&parameters);
+            Ok(())
+        };
+        evaluator.set(fill).unwrap();
+        evaluator
+    };
+    // Losses or outputs, and gradients, by name.
+    let all = |evaluator: &Evaluator| {
+        let mut found: Vec<(String, f64, Vec<f32>)> = Vec::new();
+        let gradient = evaluator.gradient(&set).unwrap();
+        found.push(("set".into(), gradient.loss, gradient.values));
+        let (output, values) = evaluator.set_log_odds_gradient(&set).unwrap();
+        found.push(("log-odds of a set".into(), output, values));
+        let see = |output, values: &[f32]| {
+            found.push((format!("log-odds of sequence {}", found.len()), output, values.to_vec()));
+            Ok(())
+        };
+        evaluator.log_odds_gradients(&batch, 24, see).unwrap();
+        for output in evaluator.log_odds(&batch, 24).unwrap() {
+            found.push(("log-odds, forward".into(), output, vec![1.0]));
+        }
+        let windows = set.sample(200, Stream::new(0, "test"));
+        let samples = [windows[..2].to_vec(), windows[2..].to_vec()];
+        for gradient in evaluator.gradients(&samples).unwrap() {
+            found.push(("sample".into(), gradient.loss, gradient.values));
+        }
+        let windows: Vec<Window> = windows.into_iter().cloned().collect();
+        let each = evaluator.each_gradient(&windows, |_, values| Ok(values.to_vec())).unwrap();
+        found.extend(each.into_iter().map(|values| ("window".into(), 1.0, values)));
+        found
+    };
+    let expected = all(&evaluator(&Compute::cpu(), false));
+    let device = compute(Precision::F32);
+    let got = all(&evaluator(&device, false));
+    assert!(expected.len() == got.len() && got.len() > 10, "{} and {}", got.len(), expected.len());
+    for ((name, output, values), (_, wanted, gradient)) in got.iter().zip(&expected) {
+        assert_within(1e-5, [relative(*output, *wanted)], name);
+        assert_near(values, gradient, name);
+    }
+    for (other, what) in [(false, "the second time"), (true, "when activations are computed again")] {
+        assert!(all(&evaluator(&device, other)) == got, "other bits {what}");
+    }
+}
+
 /// All of them, for `mixpool self-test`.
 #[allow(dead_code)]
 pub(crate) const CASES: &[(&str, fn())] = &[
@@ -267,4 +333,5 @@ pub(crate) const CASES: &[(&str, fn())] = &[
         what_is_not_finite_stops_the_run_and_spares_the_parameters,
     ),
     ("scores_are_those_of_the_processor", scores_are_those_of_the_processor),
+    ("gradients_of_eval_sets_are_those_of_the_processor", gradients_of_eval_sets_are_those_of_the_processor),
 ];

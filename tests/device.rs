@@ -165,10 +165,9 @@ fn what_knows_the_cpu_only_says_so() {
     for line in [
         "rank --estimator regmean",
         "rank --estimator merged shapley",
-        "select --eval wiki-test --estimator gradex",
+        "select --eval wiki-test --estimator less",
         "online --method dga --target wiki-test",
         "filter code --target wiki-test --keep 0.5 --as better",
-        "linearity code+wiki",
     ] {
         world.refused(
             &format!("{line} --device emulated"),

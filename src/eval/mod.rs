@@ -8,7 +8,7 @@ mod samples;
 mod score;
 
 pub use evaluator::{EvalSet, Evaluator};
-pub use gradient::Gradient;
+pub use gradient::{Gradient, gradient_pass};
 pub use grams::gram_layout;
 pub use score::Score;
 

@@ -171,6 +171,11 @@ pub fn log_odds_backward(
     scale: f32,
     dw: &Tensor,
 ) -> Result<(Vec<f64>, Tensor)> {
+    if let Exec::Device { tf32 } = exec {
+        check(targets, w.dim(0)?)?;
+        let (outputs, dx) = device::log_odds_backward(tf32, x, w, targets, scale, dw)?;
+        return Ok((outputs.to_vec1()?, dx));
+    }
     backward(
         exec,
         x,

@@ -12,6 +12,10 @@ use crate::train::TrainConfig;
 
 /// Parameters, two moments and the gradient, in f32.
 const TRAINED: u64 = 16;
+/// Parameters and gradient, in f32.
+const DIFFERENTIATED: u64 = 8;
+/// Where nobody tells how much there is.
+const UNLIMITED: DeviceMemory = DeviceMemory { free: 1 << 40, total: 1 << 40 };
 /// Logits that are held at once, in f32 and in the type of the activations, and what a product works in.
 const HEAD: u64 = 416 << 20;
 /// Tokens that are scored in one pass, at most: more gains nothing.
@@ -38,12 +42,14 @@ impl Passage {
     }
 }
 
-/// How a device's memory is divided for scoring.
-pub(super) struct ScoringRoom {
-    /// Tokens of a pass.
+/// How a device's memory is divided beside a model that is scored or differentiated.
+pub(super) struct Room {
+    /// Tokens of a pass of scoring.
     pub(super) pass_tokens: usize,
     /// Bytes for members of merges.
     pub(super) members: u64,
+    /// Whether gradients are taken with activations computed again.
+    pub(super) recomputes: bool,
 }
 
 impl Pool {
@@ -86,12 +92,11 @@ impl Pool {
     ///
     /// # Errors
     /// [`Error::Usage`](crate::Error::Usage) when the model does not fit.
-    pub(super) fn scoring_room(&self, compute: &Compute) -> Result<Option<ScoringRoom>> {
+    pub(super) fn scoring_room(&self, compute: &Compute) -> Result<Option<Room>> {
         if !compute.is_queued() {
             return Ok(None);
         }
-        let unlimited = DeviceMemory { free: 1 << 40, total: 1 << 40 };
-        let memory = compute.memory()?.unwrap_or(unlimited);
+        let memory = compute.memory()?.unwrap_or(UNLIMITED);
         let config = &self.settings.model;
         let token = passing(config, self.precision());
         let pass_tokens = (memory.total / 8 / token.max(1)).clamp(SMALLEST_PASS, PASS) / SMALLEST_PASS * SMALLEST_PASS;
@@ -104,7 +109,32 @@ impl Pool {
             refuse_device("scoring", needed, room, &compute.name(), &advice)?;
         }
         let members = room.saturating_sub(model + head(memory) + token * pass_tokens);
-        Ok(Some(ScoringRoom { pass_tokens: pass_tokens as usize, members }))
+        Ok(Some(Room { pass_tokens: pass_tokens as usize, members, recomputes: false }))
+    }
+
+    /// As [`Pool::scoring_room`], for gradients of passes of `tokens` ids through a model in f32.
+    ///
+    /// # Errors
+    /// [`Error::Usage`](crate::Error::Usage) when model, gradient and activations do not fit.
+    pub(super) fn differentiating_room(&self, compute: &Compute, tokens: usize) -> Result<Option<Room>> {
+        if !compute.is_queued() {
+            return Ok(None);
+        }
+        let memory = compute.memory()?.unwrap_or(UNLIMITED);
+        let fixed = (self.layout.len() as u64).saturating_mul(DIFFERENTIATED).saturating_add(head(memory));
+        let needs = |recomputes: bool| {
+            let token = kept(&self.settings.model, Precision::F32, recomputes);
+            fixed.saturating_add(token.saturating_mul(tokens as u64))
+        };
+        let room = memory.free.saturating_sub(reserve(memory));
+        let recomputes = needs(false) > room;
+        let needed = needs(recomputes);
+        if needed > room {
+            let advice =
+                format!("{} more are needed; end what else runs there, or use --device cpu", human(needed - room));
+            refuse_device("taking a gradient", needed, room, &compute.name(), &advice)?;
+        }
+        Ok(Some(Room { pass_tokens: SMALLEST_PASS as usize, members: room.saturating_sub(needed), recomputes }))
     }
 }
 

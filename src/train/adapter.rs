@@ -209,7 +209,7 @@ impl<'a> AdapterTrainer<'a> {
             self.adapters.merge(self.base, &values(&self.values)?, out);
             Ok(())
         })?;
-        fill_zero(&self.whole)?;
+        fill_zero(Exec::Split, &self.whole)?;
         let mut loss = 0.0;
         for (inputs, targets) in batch.inputs.chunks(tokens).zip(batch.targets.chunks(tokens)) {
             let share = inputs.len() as f64 / batch.inputs.len() as f64;

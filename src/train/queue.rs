@@ -2,7 +2,7 @@
 
 use super::{CurvePoint, TrainConfig, Trainer};
 use crate::error::{Error, Result};
-use crate::kernels::{AdamW, Compute, DeviceAdamW, add_sum, fill_zero_queued, weighted_sums_on_device};
+use crate::kernels::{AdamW, Compute, DeviceAdamW, add_sum, fill_zero, weighted_sums_on_device};
 use crate::model::{Layout, Parameter, Sequences};
 use crate::text::Batches;
 use candle_core::{DType, Tensor};
@@ -92,7 +92,7 @@ impl Trainer<'_> {
     fn queue_step(&mut self, queue: &Queue, report: &Tensor, batches: &mut Batches) -> Result<()> {
         let TrainConfig { batch_size, sequence_length, .. } = *self.config;
         let loss = report.narrow(0, 0, 1)?;
-        fill_zero_queued(&self.gradient)?;
+        fill_zero(self.exec, &self.gradient)?;
         for batch in self.draw(batches).0 {
             let lengths = vec![sequence_length; batch.inputs.len() / sequence_length];
             let inputs = Sequences { tokens: &batch.inputs, lengths: &lengths };

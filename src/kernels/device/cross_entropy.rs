@@ -47,10 +47,35 @@ pub(crate) fn cross_entropy_backward(
     scale: f32,
     dw: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
+    backward("nll_backward", tf32, x, w, targets, scale, dw)
+}
+
+/// As [`cross_entropy_backward`], of the log-odds of the targets.
+pub(crate) fn log_odds_backward(
+    tf32: bool,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    scale: f32,
+    dw: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    backward("log_odds_backward", tf32, x, w, targets, scale, dw)
+}
+
+/// An output of each row, f64, and `dx`: `kernel` takes logits and targets, and leaves the outputs and the gradients of the logits.
+fn backward(
+    kernel: &str,
+    tf32: bool,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    scale: f32,
+    dw: &Tensor,
+) -> Result<(Tensor, Tensor)> {
     let (n, width) = x.dims2()?;
     let vocabulary = w.dim(0)?;
     let device = x.device();
-    let nll = empty(n, DType::F64, device)?;
+    let outputs = empty(n, DType::F64, device)?;
     let targets = upload(targets.to_vec(), device)?;
     let dx = empty_like((n, width), x)?;
     let held = (chunk_rows(vocabulary).min(n), vocabulary);
@@ -60,16 +85,16 @@ pub(crate) fn cross_entropy_backward(
         let (logits, dlogits) = (logits.narrow(0, 0, rows)?, dlogits.narrow(0, 0, rows)?);
         let x = x.narrow(0, first, rows)?;
         gemm(tf32, &logits, false, Operand::plain(&x), Operand::transposed(w))?;
-        let (nll, targets) = (nll.narrow(0, first, rows)?, targets.narrow(0, first, rows)?);
+        let (outputs, targets) = (outputs.narrow(0, first, rows)?, targets.narrow(0, first, rows)?);
         launch(
             device,
-            &typed("nll_backward", &x)?,
+            &typed(kernel, &x)?,
             Grid::new([rows, 1, 1], THREADS),
             &[
                 write(&dlogits)?,
                 read(&logits)?,
                 read(&targets)?,
-                write(&nll)?,
+                write(&outputs)?,
                 int(vocabulary)?,
                 Argument::Float(scale),
             ],
@@ -77,7 +102,7 @@ pub(crate) fn cross_entropy_backward(
         gemm(tf32, &dx.narrow(0, first, rows)?, false, Operand::plain(&dlogits), Operand::plain(w))?;
         gemm(tf32, dw, true, Operand::transposed(&dlogits), Operand::plain(&x))?;
     }
-    Ok((nll, dx))
+    Ok((outputs, dx))
 }
 
 /// Adds `factor · Σ values` to a single f64.

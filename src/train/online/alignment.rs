@@ -9,7 +9,7 @@ use crate::text::Batch;
 impl Trainer<'_> {
     /// Fills the gradient with that of a batch's mean loss; returns the mean loss of each sequence, in nats per token.
     pub(super) fn gradient_of(&mut self, batch: &Batch) -> Result<Vec<f64>> {
-        fill_zero(&self.gradient)?;
+        fill_zero(self.exec, &self.gradient)?;
         let length = self.config.sequence_length;
         let total = batch.targets.len();
         let micro = self.config.micro_batch_size.max(1) * length;
