@@ -316,6 +316,19 @@ pub(crate) fn log_odds_are_their_twins() {
 }
 
 #[cfg_attr(test, test)]
+pub(crate) fn inner_products_are_their_twins() {
+    for n in [1, 5, 1000, 8193, 100_004] {
+        let [a, b] = ["a", "b"].map(|name| random(name, 1, n, DType::F32).flatten_all().unwrap());
+        let expected = kernels::dot(Exec::Split, &a, &b).unwrap();
+        let (a, b) = (placed(&a), placed(&b));
+        let got = kernels::dot(DEVICE, &a, &b).unwrap();
+        let sizes = kernels::dot(DEVICE, &a, &a).unwrap();
+        assert_within(1e-13, [(got - expected).abs() / sizes], &format!("inner product of {n}"));
+        assert_eq!(got.to_bits(), kernels::dot(DEVICE, &a, &b).unwrap().to_bits(), "other bits the second time");
+    }
+}
+
+#[cfg_attr(test, test)]
 pub(crate) fn weighted_sums_have_the_bits_of_the_merge() {
     for n in [1, 5, 1000, 1025] {
         let types = [DType::F32, DType::BF16, DType::F16, DType::BF16, DType::F32];
@@ -416,6 +429,7 @@ pub(crate) const CASES: &[(&str, fn())] = &[
     ("a_head_too_wide_is_refused", a_head_too_wide_is_refused),
     ("cross_entropy_is_its_twin", cross_entropy_is_its_twin),
     ("log_odds_are_their_twins", log_odds_are_their_twins),
+    ("inner_products_are_their_twins", inner_products_are_their_twins),
     ("weighted_sums_have_the_bits_of_the_merge", weighted_sums_have_the_bits_of_the_merge),
     ("streamed_sums_have_the_same_bits", streamed_sums_have_the_same_bits),
 ];

@@ -12,7 +12,7 @@ use mixpool::model::{Layout, ModelConfig, Sequences, Transformer, Weights};
 use mixpool::progress::{Observer, Silent};
 use mixpool::rng::Stream;
 use mixpool::text::{Batch, Batches, Share, TokenFile, Window};
-use mixpool::train::{State, TrainConfig, Trainer};
+use mixpool::train::{Dga, Method, Odm, OnlineSources, OnlineTrainer, State, TrainConfig, Trainer};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const VOCABULARY: usize = 61;
@@ -264,6 +264,65 @@ fn assert_near(got: &[f32], expected: &[f32], what: &str) {
 }
 
 #[cfg_attr(test, test)]
+pub(crate) fn online_runs_are_those_of_the_processor() {
+    let run = Run::new(11, 2e-3);
+    let methods = [
+        Method::Odm(Odm::default()),
+        Method::Dga(Dga { every: 2, rate: 50.0, ema: 1.0, probe: 4 }),
+        Method::Dga(Dga { every: 3, ..Dga::default() }),
+    ];
+    for (method, basis) in methods.iter().zip([vec![], vec![], vec![vec![0.9, 0.1], vec![0.2, 0.8]]]) {
+        let trained = |compute: &Compute, recomputes: bool| {
+            let folder = tempfile::tempdir().unwrap();
+            let tokens = tokens(folder.path());
+            let share = |index: usize| Share { tokens: &tokens, documents: index..index + 1, weight: 0.5 };
+            let batches =
+                |shares: &[Share<'_>], seed| Batches::new(shares, 0, run.train.sequence_length, seed).unwrap();
+            let sources = OnlineSources {
+                domains: batches(&[share(0), share(1)], 5),
+                probes: batches(&[share(0), share(1)], 6),
+                target: Some(batches(&[share(1)], 7)),
+                basis: basis.clone(),
+                start: vec![0.5; 2],
+            };
+            let (config, layout, train) = (&run.config, &run.layout, &run.train);
+            let trainer = OnlineTrainer::on(compute, config, layout, train, method, sources, run.fresh()).unwrap();
+            let mut trainer = trainer.recomputing(recomputes);
+            trainer.run("test", &Silent, f64::INFINITY, |_| Ok(())).unwrap();
+            let mut state = trainer.state().unwrap();
+            if let Some(progress) = &mut state.online {
+                (progress.seconds, progress.gradient_seconds) = (0.0, 0.0);
+            }
+            state
+        };
+        let expected = trained(&Compute::cpu(), false);
+        let device = compute(Precision::F32);
+        let got = trained(&device, false);
+        for (got, expected) in got.curve.iter().zip(&expected.curve) {
+            let step = expected.step;
+            assert_within(1e-5, [relative(got.loss, expected.loss)], &format!("loss of step {step}"));
+            assert_within(1e-4, [relative(got.gradient_norm, expected.gradient_norm)], &format!("norm of step {step}"));
+        }
+        assert!(got.curve.len() == 11 && got.step == 11);
+        let (progress, wanted) = (got.online.as_ref().unwrap(), expected.online.as_ref().unwrap());
+        assert_eq!(progress.drawn, wanted.drawn, "other text was drawn");
+        assert_eq!(progress.alignments.len(), wanted.alignments.len());
+        for (got, wanted) in progress.alignments.iter().zip(&wanted.alignments) {
+            let pairs = got.alignments.iter().zip(&wanted.alignments);
+            let largest = common::largest(&wanted.alignments);
+            assert_within(1e-4, pairs.map(|(got, wanted)| (got - wanted).abs() / largest), "alignments");
+        }
+        for (got, wanted) in progress.trajectory.iter().zip(&wanted.trajectory) {
+            assert_within(1e-4, got.weights.iter().zip(&wanted.weights).map(|(a, b)| (a - b).abs()), "weights");
+        }
+        assert!(trained(&device, true) == got, "other bits when activations are computed again");
+        let rounded = trained(&compute(Precision::Bf16), false);
+        let last = (rounded.curve[10].loss, expected.curve[10].loss);
+        assert_within(2e-2, [relative(last.0, last.1)], "loss of the last step in bf16");
+    }
+}
+
+#[cfg_attr(test, test)]
 pub(crate) fn gradients_of_eval_sets_are_those_of_the_processor() {
     let run = Run::new(20, 5e-3);
     let parameters = run.trained(&Compute::cpu()).parameters;
@@ -333,5 +392,6 @@ pub(crate) const CASES: &[(&str, fn())] = &[
         what_is_not_finite_stops_the_run_and_spares_the_parameters,
     ),
     ("scores_are_those_of_the_processor", scores_are_those_of_the_processor),
+    ("online_runs_are_those_of_the_processor", online_runs_are_those_of_the_processor),
     ("gradients_of_eval_sets_are_those_of_the_processor", gradients_of_eval_sets_are_those_of_the_processor),
 ];

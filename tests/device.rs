@@ -166,7 +166,6 @@ fn what_knows_the_cpu_only_says_so() {
         "rank --estimator regmean",
         "rank --estimator merged shapley",
         "select --eval wiki-test --estimator less",
-        "online --method dga --target wiki-test",
         "filter code --target wiki-test --keep 0.5 --as better",
     ] {
         world.refused(

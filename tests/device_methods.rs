@@ -108,6 +108,17 @@ fn linearisations_agree() {
 }
 
 #[test]
+fn online_runs_agree() {
+    for spec in ["dga:every=2", "dga:every=2,by=distance", "odm"] {
+        assert_agrees(spec, 1e-3);
+    }
+    let world = trained();
+    let table = world.ok("online --method dga --target wiki-test --every 2 --device emulated --format csv");
+    assert!(table.contains("wiki-test"), "{table}");
+    world.ok("online --method natural --device emulated");
+}
+
+#[test]
 fn what_is_for_the_processor_only_says_so() {
     let pool = trained();
     let pool = on_device(&pool, Precision::F32);

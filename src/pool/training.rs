@@ -111,7 +111,7 @@ impl Pool {
         };
         let save = |state: &State| claim.check().and_then(|()| state.save(&state_path));
         let state = match &recipe.online {
-            Some(online) => self.train_online(recipe, online, load()?, (name, observer), save)?,
+            Some(online) => self.train_online(recipe, online, load, (name, observer), save)?,
             None => self.train_mixed(recipe, load, (name, observer), save)?,
         };
         let like = self.origin_folder();

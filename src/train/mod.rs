@@ -149,6 +149,11 @@ impl<'a> Trainer<'a> {
 
     /// Updates the parameters by the gradient of a batch whose mean loss this was.
     fn descend(&mut self, loss: f64, name: &str) -> Result<CurvePoint> {
+        if let Some(queue) = self.queue.take() {
+            let point = self.queued_descent(&queue, loss, name);
+            self.queue = Some(queue);
+            return point;
+        }
         let norm = self.check(loss, name)?;
         self.advance(loss, norm)
     }

@@ -17,6 +17,7 @@ mod elementwise;
 #[cfg(feature = "cuda-emulation")]
 mod emulated;
 mod gemm;
+mod inner_product;
 mod norm;
 mod places;
 mod rows;
@@ -30,6 +31,7 @@ pub use compute::{Compute, Precision};
 pub(crate) use cross_entropy::{add_sum, cross_entropy, cross_entropy_backward, log_odds_backward};
 pub(super) use elementwise::{add, fill_zero, gelu, swiglu, swiglu_backward};
 pub(super) use gemm::{Operand, gemm, product};
+pub(super) use inner_product::{Rows, add_inner_products};
 pub(super) use norm::{NormKind, column_sums, norm, norm_backward};
 pub(super) use rows::{add_by_id, gather, join_fused, rope, scatter, split_fused, table};
 pub use streamed::{Source, StreamedSums};
