@@ -357,6 +357,7 @@ pub(crate) fn gradients_of_eval_sets_are_those_of_the_processor() {
         for output in evaluator.log_odds(&batch, 24).unwrap() {
             found.push(("log-odds, forward".into(), output, vec![1.0]));
         }
+        found.push(("Gram matrices".into(), 1.0, evaluator.grams(&batch, 24).unwrap()));
         let windows = set.sample(200, Stream::new(0, "test"));
         let samples = [windows[..2].to_vec(), windows[2..].to_vec()];
         for gradient in evaluator.gradients(&samples).unwrap() {

@@ -203,7 +203,7 @@ pub const METHODS: &[Method] = &[
         source: "Jin et al. 2023, arXiv 2212.09849",
         gives: Gives::Loss,
         trains: false,
-        on_device: false,
+        on_device: true,
         options: regmean::OPTIONS,
         fit: regmean::fit,
     },
