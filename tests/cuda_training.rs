@@ -7,8 +7,8 @@ use candle_core::{DType, Tensor};
 use common::{assert_within, bits, compute, distance, norm, relative};
 use mixpool::Error;
 use mixpool::eval::{EvalSet, Evaluator};
-use mixpool::kernels::{Compute, Precision};
-use mixpool::model::{Layout, ModelConfig, Sequences, Transformer, Weights};
+use mixpool::kernels::{Along, Compute, Directions, Precision};
+use mixpool::model::{Factors, Layout, ModelConfig, Part, Sequences, Transformer, Weights};
 use mixpool::progress::{Observer, Silent};
 use mixpool::rng::Stream;
 use mixpool::text::{Batch, Batches, Share, TokenFile, Window};
@@ -264,6 +264,54 @@ fn assert_near(got: &[f32], expected: &[f32], what: &str) {
 }
 
 #[cfg_attr(test, test)]
+pub(crate) fn sequences_share_in_gradients_as_on_the_processor() {
+    let lengths = [5, 1, 40, 17];
+    let n = lengths.iter().sum();
+    for (name, config) in families() {
+        let layout = Layout::of(&config);
+        // One direction per tensor, so that a tensor that is not seen cannot hide among the others.
+        let direction = |p: &mixpool::model::Parameter| {
+            let mut direction = vec![0.0; layout.len()];
+            direction[p.range()].copy_from_slice(&common::spread(&p.name, p.len(), 2.0));
+            direction
+        };
+        let vectors: Vec<Vec<f32>> = layout.parameters().iter().map(direction).collect();
+        let shares = |compute: &Compute| {
+            let parameters = Tensor::from_vec(common::weights(&layout), layout.len(), compute.device()).unwrap();
+            let parameters = parameters.to_dtype(compute.dtype()).unwrap();
+            let model = Transformer::new(&config, &layout, &parameters, 128, compute.exec()).unwrap();
+            let gradient = Tensor::zeros(layout.len(), DType::F32, compute.device()).unwrap();
+            let views = Weights::views(&config, &layout, &gradient).unwrap();
+            let (tokens, targets) = (common::tokens(0, n, config.vocab_size), common::tokens(1, n, config.vocab_size));
+            let directions = Directions::on(compute, &vectors).unwrap();
+            let mut along = Along::new(&directions, &lengths).unwrap();
+            let mut see = |part: Part<'_>| match part.factors {
+                Factors::Linear { first_row, inputs, outputs } => {
+                    along.add_linear(part.offset, first_row, inputs, outputs)
+                }
+                Factors::Bias { outputs } => along.add_bias(part.offset, outputs),
+                Factors::Norm { inputs, outputs, eps } => along.add_norm(part.offset, inputs, outputs, eps),
+                Factors::LayerNorm { inputs, outputs, eps } => along.add_layer_norm(part.offset, inputs, outputs, eps),
+                Factors::Embedding { ids, outputs } => along.add_embedding(part.offset, ids, outputs),
+            };
+            let batch = Sequences { tokens: &tokens, lengths: &lengths };
+            model.loss_and_gradient_seen(batch, &targets, 1.0, &views, &mut see).unwrap();
+            along.sums().unwrap()
+        };
+        let expected = shares(&Compute::cpu());
+        for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 5e-2)] {
+            let got = shares(&compute(precision));
+            let tensors = got.chunks(lengths.len()).zip(expected.chunks(lengths.len())).zip(layout.parameters());
+            for ((got, expected), parameter) in tensors {
+                let errors = got.iter().zip(expected).map(|(got, e)| (got - e).abs() / common::largest(expected));
+                assert_within(tolerance, errors, &format!("{name}, {precision:?}, {}", parameter.name));
+            }
+            assert_eq!(shares(&compute(precision)), got, "{name}: other bits the second time");
+        }
+    }
+}
+
+#[cfg_attr(test, test)]
 pub(crate) fn online_runs_are_those_of_the_processor() {
     let run = Run::new(11, 2e-3);
     let methods = [
@@ -393,6 +441,7 @@ pub(crate) const CASES: &[(&str, fn())] = &[
         what_is_not_finite_stops_the_run_and_spares_the_parameters,
     ),
     ("scores_are_those_of_the_processor", scores_are_those_of_the_processor),
+    ("sequences_share_in_gradients_as_on_the_processor", sequences_share_in_gradients_as_on_the_processor),
     ("online_runs_are_those_of_the_processor", online_runs_are_those_of_the_processor),
     ("gradients_of_eval_sets_are_those_of_the_processor", gradients_of_eval_sets_are_those_of_the_processor),
 ];

@@ -114,6 +114,17 @@ fn merges_by_regression_agree() {
 }
 
 #[test]
+fn contributions_and_influences_agree() {
+    for spec in ["shapley:tokens=64", "shapley:tokens=64,update=adam", "less:sample=4,checkpoints=2,warmup=512"] {
+        assert_agrees(spec, 1e-3);
+    }
+    // Differences of gradients over a small step, on top.
+    assert_agrees("shapley:tokens=64,order=2", 1e-2);
+    let world = trained();
+    world.ok("filter code --target wiki-test --keep 0.5 --as better --tokens 512 --device emulated");
+}
+
+#[test]
 fn online_runs_agree() {
     for spec in ["dga:every=2", "dga:every=2,by=distance", "odm"] {
         assert_agrees(spec, 1e-3);

@@ -19,7 +19,7 @@ pub use state::State;
 pub use steps::{Pace, take_steps};
 
 use crate::error::{Error, Result};
-use crate::kernels::{AdamW, Along, Compute, Directions, Exec, adamw_step, fill_zero, sum_of_squares};
+use crate::kernels::{AdamW, Along, Compute, Directions, adamw_step, fill_zero, sum_of_squares};
 use crate::model::{Layout, ModelConfig, Sequences, Transformer, Weights};
 use crate::progress::Observer;
 use crate::text::{Batch, Batches};
@@ -46,7 +46,7 @@ pub struct CurvePoint {
 pub struct Trainer<'a> {
     config: &'a TrainConfig,
     layout: &'a Layout,
-    exec: Exec,
+    compute: Compute,
     model: Transformer,
     parameters: Tensor,
     first: Tensor,
@@ -89,7 +89,7 @@ impl<'a> Trainer<'a> {
         Ok(Self {
             config,
             layout,
-            exec: compute.exec(),
+            compute: compute.clone(),
             model: Transformer::new(model, layout, weights, config.sequence_length, compute.exec())?,
             gradient_views: Weights::views(model, layout, &gradient)?,
             parameters,
@@ -211,7 +211,7 @@ impl<'a> Trainer<'a> {
     /// Fills the gradient from the sequences of one step. Returns their mean loss and, for every direction, its inner
     /// product with what each sequence adds to the gradient.
     fn accumulate(&mut self, drawn: &[Batch], directions: Option<&Directions>) -> Result<(f64, Vec<Vec<f64>>)> {
-        fill_zero(self.exec, &self.gradient)?;
+        fill_zero(self.compute.exec(), &self.gradient)?;
         let TrainConfig { batch_size, sequence_length, .. } = *self.config;
         let mut products = vec![Vec::new(); directions.map_or(0, Directions::count)];
         let mut loss = 0.0;
@@ -224,12 +224,12 @@ impl<'a> Trainer<'a> {
                 loss += share * self.model.loss_and_gradient(inputs, None, targets, share as f32, views)?;
                 continue;
             };
-            let mut along = Along::new(directions, &lengths);
+            let mut along = Along::new(directions, &lengths)?;
             loss += share
                 * self.model.loss_and_gradient_seen(inputs, targets, share as f32, views, &mut |part| {
                     attribution::add(&mut along, &part)
                 })?;
-            let sums = along.sums();
+            let sums = along.sums()?;
             products.iter_mut().zip(sums.chunks_exact(lengths.len())).for_each(|(all, new)| all.extend(new));
         }
         Ok((loss, products))

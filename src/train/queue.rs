@@ -103,7 +103,7 @@ impl Trainer<'_> {
     fn queue_step(&mut self, queue: &Queue, report: &Tensor, batches: &mut Batches) -> Result<()> {
         let TrainConfig { batch_size, sequence_length, .. } = *self.config;
         let loss = report.narrow(0, 0, 1)?;
-        fill_zero(self.exec, &self.gradient)?;
+        fill_zero(self.compute.exec(), &self.gradient)?;
         for batch in self.draw(batches).0 {
             let lengths = vec![sequence_length; batch.inputs.len() / sequence_length];
             let inputs = Sequences { tokens: &batch.inputs, lengths: &lengths };

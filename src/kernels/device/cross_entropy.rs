@@ -3,6 +3,7 @@
 use super::gemm::{Operand, gemm};
 use super::{Argument, Grid, empty, empty_like, int, launch, read, typed, upload, write};
 use crate::error::Result;
+use crate::kernels::cross_entropy::SeeRows;
 use candle_core::{DType, Tensor};
 
 /// Logits held at once, unless that is less than 128 rows: 256 MiB in f32. Every chunk passes over the whole gradient of the output
@@ -38,7 +39,8 @@ pub(crate) fn cross_entropy(tf32: bool, x: &Tensor, w: &Tensor, targets: &[u32])
     Ok(nll)
 }
 
-/// As [`cross_entropy`], and the gradients of `scale · Σ nll`: adds to `dw`, f32, and returns `dx` with the losses.
+/// As [`cross_entropy`], and the gradients of `scale · Σ nll`: adds to `dw`, f32, and returns `dx` with the losses. `see` is shown inputs and
+/// gradients of logits, some rows at a time.
 pub(crate) fn cross_entropy_backward(
     tf32: bool,
     x: &Tensor,
@@ -46,8 +48,9 @@ pub(crate) fn cross_entropy_backward(
     targets: &[u32],
     scale: f32,
     dw: &Tensor,
+    see: Option<&mut SeeRows<'_>>,
 ) -> Result<(Tensor, Tensor)> {
-    backward("nll_backward", tf32, x, w, targets, scale, dw)
+    backward("nll_backward", tf32, x, w, targets, scale, dw, see)
 }
 
 /// As [`cross_entropy_backward`], of the log-odds of the targets.
@@ -59,10 +62,11 @@ pub(crate) fn log_odds_backward(
     scale: f32,
     dw: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
-    backward("log_odds_backward", tf32, x, w, targets, scale, dw)
+    backward("log_odds_backward", tf32, x, w, targets, scale, dw, None)
 }
 
 /// An output of each row, f64, and `dx`: `kernel` takes logits and targets, and leaves the outputs and the gradients of the logits.
+#[allow(clippy::too_many_arguments)] // those of the operators, and which it is
 fn backward(
     kernel: &str,
     tf32: bool,
@@ -71,6 +75,7 @@ fn backward(
     targets: &[u32],
     scale: f32,
     dw: &Tensor,
+    mut see: Option<&mut SeeRows<'_>>,
 ) -> Result<(Tensor, Tensor)> {
     let (n, width) = x.dims2()?;
     let vocabulary = w.dim(0)?;
@@ -101,6 +106,9 @@ fn backward(
         )?;
         gemm(tf32, &dx.narrow(0, first, rows)?, false, Operand::plain(&dlogits), Operand::plain(w))?;
         gemm(tf32, dw, true, Operand::transposed(&dlogits), Operand::plain(&x))?;
+        if let Some(see) = &mut see {
+            see(first, &x, &dlogits)?;
+        }
     }
     Ok((outputs, dx))
 }

@@ -5,6 +5,7 @@
 //! A tensor on the processor is taken by the emulation, one on a GPU by CUDA.
 
 mod adamw;
+mod along;
 mod attention;
 mod choice;
 mod compute;
@@ -25,6 +26,7 @@ mod streamed;
 mod weighted_sum;
 
 pub(crate) use adamw::DeviceAdamW;
+pub(super) use along::DeviceAlong;
 pub(super) use attention::{attention, attention_backward};
 pub use choice::{DeviceChoice, DeviceMemory};
 pub use compute::{Compute, Precision};

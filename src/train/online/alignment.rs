@@ -9,7 +9,7 @@ use crate::text::Batch;
 impl Trainer<'_> {
     /// Fills the gradient with that of a batch's mean loss; returns the mean loss of each sequence, in nats per token.
     pub(super) fn gradient_of(&mut self, batch: &Batch) -> Result<Vec<f64>> {
-        fill_zero(self.exec, &self.gradient)?;
+        fill_zero(self.compute.exec(), &self.gradient)?;
         let length = self.config.sequence_length;
         let total = batch.targets.len();
         let micro = self.config.micro_batch_size.max(1) * length;
@@ -35,7 +35,7 @@ impl Trainer<'_> {
         let mut alignments = Vec::new();
         for (index, batch) in batches.enumerate() {
             self.gradient_of(&batch)?;
-            let alignment = dot(self.exec, &wanted, &self.gradient)?;
+            let alignment = dot(self.compute.exec(), &wanted, &self.gradient)?;
             if !alignment.is_finite() {
                 let place = format!("after step {}", self.step);
                 return Err(Error::NotFinite { what: format!("alignment {alignment} of domain {}", index + 1), place });
