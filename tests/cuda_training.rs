@@ -313,7 +313,7 @@ pub(crate) fn sequences_share_in_gradients_as_on_the_processor() {
 
 #[cfg_attr(test, test)]
 pub(crate) fn online_runs_are_those_of_the_processor() {
-    let run = Run::new(11, 2e-3);
+    let run = Run::new(7, 2e-3);
     let methods = [
         Method::Odm(Odm::default()),
         Method::Dga(Dga { every: 2, rate: 50.0, ema: 1.0, probe: 4 }),
@@ -351,7 +351,7 @@ pub(crate) fn online_runs_are_those_of_the_processor() {
             assert_within(1e-5, [relative(got.loss, expected.loss)], &format!("loss of step {step}"));
             assert_within(1e-4, [relative(got.gradient_norm, expected.gradient_norm)], &format!("norm of step {step}"));
         }
-        assert!(got.curve.len() == 11 && got.step == 11);
+        assert!(got.curve.len() == 7 && got.step == 7);
         let (progress, wanted) = (got.online.as_ref().unwrap(), expected.online.as_ref().unwrap());
         assert_eq!(progress.drawn, wanted.drawn, "other text was drawn");
         assert_eq!(progress.alignments.len(), wanted.alignments.len());
@@ -363,10 +363,12 @@ pub(crate) fn online_runs_are_those_of_the_processor() {
         for (got, wanted) in progress.trajectory.iter().zip(&wanted.trajectory) {
             assert_within(1e-4, got.weights.iter().zip(&wanted.weights).map(|(a, b)| (a - b).abs()), "weights");
         }
-        assert!(trained(&device, true) == got, "other bits when activations are computed again");
-        let rounded = trained(&compute(Precision::Bf16), false);
-        let last = (rounded.curve[10].loss, expected.curve[10].loss);
-        assert_within(2e-2, [relative(last.0, last.1)], "loss of the last step in bf16");
+        if basis.is_empty() {
+            assert!(trained(&device, true) == got, "other bits when activations are computed again");
+            let rounded = trained(&compute(Precision::Bf16), false);
+            let last = (rounded.curve[6].loss, expected.curve[6].loss);
+            assert_within(2e-2, [relative(last.0, last.1)], "loss of the last step in bf16");
+        }
     }
 }
 

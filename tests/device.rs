@@ -162,7 +162,7 @@ fn a_step_that_does_not_fit_is_taken_in_parts() {
 #[test]
 fn what_knows_the_cpu_only_says_so() {
     let world = trained();
-    for line in ["select --eval wiki-test --estimator gradex:rank=2", "export model code+wiki --out merged"] {
+    for line in ["export model code+wiki --out merged"] {
         world.refused(
             &format!("{line} --device emulated"),
             2,

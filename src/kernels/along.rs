@@ -82,7 +82,11 @@ impl Directions {
     }
 
     /// The inner products of every direction with one vector as long: `[count]`.
+    ///
+    /// # Panics
+    /// When the directions lie on a device.
     pub fn along(&self, vector: &[f32]) -> Vec<f64> {
+        assert!(self.placed.is_none(), "directions on a device");
         self.products(0, vector, vector.len())
     }
 }

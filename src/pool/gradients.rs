@@ -6,7 +6,7 @@ use super::scorer::ready;
 use super::{Pool, Scorer};
 use crate::error::Result;
 use crate::eval::Evaluator;
-use crate::kernels::Precision;
+use crate::kernels::{Compute, Precision};
 
 impl Pool {
     /// A model to differentiate where the pool computes, for sequences of at most `length` ids and passes of `tokens`.
@@ -14,11 +14,20 @@ impl Pool {
     /// # Errors
     /// Those of opening the device; [`Error::Usage`](crate::Error::Usage) when it has too little memory.
     pub fn differentiator(&self, length: usize, tokens: usize) -> Result<Evaluator> {
+        let (compute, recomputes) = self.differentiating(tokens)?;
+        let mut evaluator = Evaluator::on(&compute, &self.settings.model, &self.layout, length)?;
+        evaluator.set_recomputing(recomputes);
+        Ok(evaluator)
+    }
+
+    /// Where gradients of passes of `tokens` ids are taken, in f32, and whether activations are computed again there to save memory.
+    ///
+    /// # Errors
+    /// As [`Pool::differentiator`].
+    pub fn differentiating(&self, tokens: usize) -> Result<(Compute, bool)> {
         let compute = self.gradient_device()?;
         let room = self.differentiating_room(&compute, tokens)?;
-        let mut evaluator = Evaluator::on(&compute, &self.settings.model, &self.layout, length)?;
-        evaluator.set_recomputing(room.is_some_and(|room| room.recomputes));
-        Ok(evaluator)
+        Ok((compute, room.is_some_and(|room| room.recomputes)))
     }
 }
 
