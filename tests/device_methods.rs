@@ -13,7 +13,7 @@ use mixpool::kernels::{DeviceChoice, Precision};
 use mixpool::mixture::{Mixture, Notation};
 use mixpool::pool::Pool;
 use mixpool::progress::Silent;
-use world::World;
+use world::{Ran, World};
 
 /// A recipe that trains in a blink, emulated as well.
 const RECIPE: &str = "\
@@ -74,6 +74,19 @@ fn expansions_of_the_loss_agree_and_do_not_have_the_precision_of_scores() {
     let single = ask(&open(&world), "first-order");
     assert_eq!(ask(&on_device(&world, Precision::Bf16), "first-order"), single);
     assert_eq!(ask(&on_device(&trained(), Precision::Bf16), "first-order"), single);
+}
+
+#[test]
+fn a_gradient_that_does_not_fit_is_taken_with_activations_computed_again() {
+    let ask = "rank --subsets 1..=1 --eval wiki-test --estimator first-order --format csv --device emulated";
+    let with_memory = |bytes: u64| {
+        let output = trained().command(ask).env("MIXPOOL_EMULATED_MEMORY", bytes.to_string()).output().unwrap();
+        Ran::new(ask, &output)
+    };
+    let (ample, little) = (with_memory(64 << 20), with_memory(16_000_000));
+    assert_eq!((ample.code, little.code), (Some(0), Some(0)), "{little:?}");
+    assert_eq!(little.stdout, ample.stdout);
+    with_memory(10_000_000).failed(2, &["taking a gradient needs about", "can be used", "--device cpu"]);
 }
 
 #[test]
