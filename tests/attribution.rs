@@ -153,20 +153,17 @@ fn inner_products_are_those_of_gradients_taken_one_sequence_at_a_time() {
             Transformer::new(&case.config, &case.layout, &flat(case.parameters.clone()), 40, Exec::Split).unwrap();
         let gradient = flat(vec![0.0; case.layout.len()]);
         let views = Weights::views(&case.config, &case.layout, &gradient).unwrap();
-        let mut along = Along::new(&directions, &lengths);
+        let mut along = Along::new(&directions, &lengths).unwrap();
         let batch = Sequences { tokens: &inputs, lengths: &lengths };
         let mut see = |part: mixpool::model::Part<'_>| match part.factors {
-            Factors::Linear { first_row, inputs, outputs, width } => {
-                along.add_linear(part.offset, first_row, inputs, outputs, width);
-                Ok(())
-            }
+            Factors::Linear { first_row, inputs, outputs } => along.add_linear(part.offset, first_row, inputs, outputs),
             Factors::Bias { outputs } => along.add_bias(part.offset, outputs),
             Factors::Norm { inputs, outputs, eps } => along.add_norm(part.offset, inputs, outputs, eps),
             Factors::LayerNorm { inputs, outputs, eps } => along.add_layer_norm(part.offset, inputs, outputs, eps),
             Factors::Embedding { ids, outputs } => along.add_embedding(part.offset, ids, outputs),
         };
         model.loss_and_gradient_seen(batch, &targets, 1.0, &views, &mut see).unwrap();
-        let got = along.sums();
+        let got = along.sums().unwrap();
         let mut start = 0;
         let mut errors = Vec::new();
         let mut totals = [0.0; 3];

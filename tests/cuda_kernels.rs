@@ -299,6 +299,36 @@ pub(crate) fn cross_entropy_is_its_twin() {
 }
 
 #[cfg_attr(test, test)]
+pub(crate) fn log_odds_are_their_twins() {
+    // Targets of all kinds: nearly certain, likely, and so unlikely that their probability is raised.
+    for (n, width, vocabulary) in [(1, 3, 2), (70, 8, 501), (40, 16, 1024), (130, 4, 524_289)] {
+        for (dtype, tolerance) in [(DType::F32, 2.0 * F32), (DType::BF16, 2.0 * BF16)] {
+            let (x, w) = (random("x", n, width, dtype), random("w", vocabulary, width, dtype));
+            let x = (x * 4.0).unwrap();
+            let targets = ids(n, vocabulary);
+            compare(&[&x, &w], tolerance, &format!("log-odds of [{n}, {vocabulary}] in {dtype:?}"), |exec, t| {
+                let dw = zeros(&t[1]);
+                let (outputs, dx) = kernels::log_odds_backward(exec, &t[0], &t[1], &targets, 0.5, &dw)?;
+                Ok(vec![flat(outputs.into_iter().map(|output| output as f32).collect()), dx, dw])
+            });
+        }
+    }
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn inner_products_are_their_twins() {
+    for n in [1, 5, 1000, 8193, 100_004] {
+        let [a, b] = ["a", "b"].map(|name| random(name, 1, n, DType::F32).flatten_all().unwrap());
+        let expected = kernels::dot(Exec::Split, &a, &b).unwrap();
+        let (a, b) = (placed(&a), placed(&b));
+        let got = kernels::dot(DEVICE, &a, &b).unwrap();
+        let sizes = kernels::dot(DEVICE, &a, &a).unwrap();
+        assert_within(1e-13, [(got - expected).abs() / sizes], &format!("inner product of {n}"));
+        assert_eq!(got.to_bits(), kernels::dot(DEVICE, &a, &b).unwrap().to_bits(), "other bits the second time");
+    }
+}
+
+#[cfg_attr(test, test)]
 pub(crate) fn weighted_sums_have_the_bits_of_the_merge() {
     for n in [1, 5, 1000, 1025] {
         let types = [DType::F32, DType::BF16, DType::F16, DType::BF16, DType::F32];
@@ -398,6 +428,8 @@ pub(crate) const CASES: &[(&str, fn())] = &[
     ("attention_is_its_twin", attention_is_its_twin),
     ("a_head_too_wide_is_refused", a_head_too_wide_is_refused),
     ("cross_entropy_is_its_twin", cross_entropy_is_its_twin),
+    ("log_odds_are_their_twins", log_odds_are_their_twins),
+    ("inner_products_are_their_twins", inner_products_are_their_twins),
     ("weighted_sums_have_the_bits_of_the_merge", weighted_sums_have_the_bits_of_the_merge),
     ("streamed_sums_have_the_same_bits", streamed_sums_have_the_same_bits),
 ];

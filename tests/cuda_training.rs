@@ -7,11 +7,12 @@ use candle_core::{DType, Tensor};
 use common::{assert_within, bits, compute, distance, norm, relative};
 use mixpool::Error;
 use mixpool::eval::{EvalSet, Evaluator};
-use mixpool::kernels::{Compute, Precision};
-use mixpool::model::{Layout, ModelConfig, Sequences, Transformer, Weights};
+use mixpool::kernels::{Along, Compute, Directions, Precision};
+use mixpool::model::{Factors, Layout, ModelConfig, Part, Sequences, Transformer, Weights};
 use mixpool::progress::{Observer, Silent};
-use mixpool::text::{Batches, Share, TokenFile};
-use mixpool::train::{State, TrainConfig, Trainer};
+use mixpool::rng::Stream;
+use mixpool::text::{Batch, Batches, Share, TokenFile, Window};
+use mixpool::train::{Dga, Method, Odm, OnlineSources, OnlineTrainer, State, TrainConfig, Trainer};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const VOCABULARY: usize = 61;
@@ -28,11 +29,15 @@ fn wide(head_dim: usize) -> ModelConfig {
 
 /// The loss of packed sequences, and its gradient.
 fn loss_and_gradient(compute: &Compute, config: &ModelConfig) -> (f64, Vec<f32>) {
+    loss_and_gradient_as(compute, config, false)
+}
+
+fn loss_and_gradient_as(compute: &Compute, config: &ModelConfig, recomputes: bool) -> (f64, Vec<f32>) {
     let layout = Layout::of(config);
     let values = common::weights(&layout);
     let parameters =
         Tensor::from_vec(values, layout.len(), compute.device()).unwrap().to_dtype(compute.dtype()).unwrap();
-    let model = Transformer::new(config, &layout, &parameters, 128, compute.exec()).unwrap();
+    let model = Transformer::new(config, &layout, &parameters, 128, compute.exec()).unwrap().recomputing(recomputes);
     let gradient = Tensor::zeros(layout.len(), DType::F32, compute.device()).unwrap();
     let views = Weights::views(config, &layout, &gradient).unwrap();
     let (lengths, n) = ([5, 1, 100, 17], 123);
@@ -75,6 +80,16 @@ pub(crate) fn gradients_of_whole_models_are_those_of_the_processor() {
                 let again = loss_and_gradient(&compute(precision), &config);
                 assert!(again.0 == got && bits(&again.1) == bits(&values), "{name}: other bits the second time");
             }
+        }
+    }
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn activations_computed_again_have_the_same_bits() {
+    for (name, config) in families() {
+        for device in [Compute::cpu(), compute(Precision::F32), compute(Precision::Bf16)] {
+            let (kept, again) = (loss_and_gradient(&device, &config), loss_and_gradient_as(&device, &config, true));
+            assert!(kept.0.to_bits() == again.0.to_bits() && bits(&kept.1) == bits(&again.1), "{name}, {device:?}");
         }
     }
 }
@@ -241,10 +256,186 @@ pub(crate) fn scores_are_those_of_the_processor() {
     }
 }
 
+/// The relative distance of two gradients, as vectors.
+#[track_caller]
+fn assert_near(got: &[f32], expected: &[f32], what: &str) {
+    let error: Vec<f32> = got.iter().zip(expected).map(|(got, expected)| got - expected).collect();
+    assert_within(1e-5, [norm(&error) / norm(expected)], what);
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn sequences_share_in_gradients_as_on_the_processor() {
+    let lengths = [5, 1, 40, 17];
+    let n = lengths.iter().sum();
+    for (name, config) in families() {
+        let layout = Layout::of(&config);
+        // One direction per tensor, so that a tensor that is not seen cannot hide among the others.
+        let direction = |p: &mixpool::model::Parameter| {
+            let mut direction = vec![0.0; layout.len()];
+            direction[p.range()].copy_from_slice(&common::spread(&p.name, p.len(), 2.0));
+            direction
+        };
+        let vectors: Vec<Vec<f32>> = layout.parameters().iter().map(direction).collect();
+        let shares = |compute: &Compute| {
+            let parameters = Tensor::from_vec(common::weights(&layout), layout.len(), compute.device()).unwrap();
+            let parameters = parameters.to_dtype(compute.dtype()).unwrap();
+            let model = Transformer::new(&config, &layout, &parameters, 128, compute.exec()).unwrap();
+            let gradient = Tensor::zeros(layout.len(), DType::F32, compute.device()).unwrap();
+            let views = Weights::views(&config, &layout, &gradient).unwrap();
+            let (tokens, targets) = (common::tokens(0, n, config.vocab_size), common::tokens(1, n, config.vocab_size));
+            let directions = Directions::on(compute, &vectors).unwrap();
+            let mut along = Along::new(&directions, &lengths).unwrap();
+            let mut see = |part: Part<'_>| match part.factors {
+                Factors::Linear { first_row, inputs, outputs } => {
+                    along.add_linear(part.offset, first_row, inputs, outputs)
+                }
+                Factors::Bias { outputs } => along.add_bias(part.offset, outputs),
+                Factors::Norm { inputs, outputs, eps } => along.add_norm(part.offset, inputs, outputs, eps),
+                Factors::LayerNorm { inputs, outputs, eps } => along.add_layer_norm(part.offset, inputs, outputs, eps),
+                Factors::Embedding { ids, outputs } => along.add_embedding(part.offset, ids, outputs),
+            };
+            let batch = Sequences { tokens: &tokens, lengths: &lengths };
+            model.loss_and_gradient_seen(batch, &targets, 1.0, &views, &mut see).unwrap();
+            along.sums().unwrap()
+        };
+        let expected = shares(&Compute::cpu());
+        for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 5e-2)] {
+            let got = shares(&compute(precision));
+            let tensors = got.chunks(lengths.len()).zip(expected.chunks(lengths.len())).zip(layout.parameters());
+            for ((got, expected), parameter) in tensors {
+                let errors = got.iter().zip(expected).map(|(got, e)| (got - e).abs() / common::largest(expected));
+                assert_within(tolerance, errors, &format!("{name}, {precision:?}, {}", parameter.name));
+            }
+            assert_eq!(shares(&compute(precision)), got, "{name}: other bits the second time");
+        }
+    }
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn online_runs_are_those_of_the_processor() {
+    let run = Run::new(7, 2e-3);
+    let methods = [
+        Method::Odm(Odm::default()),
+        Method::Dga(Dga { every: 2, rate: 50.0, ema: 1.0, probe: 4 }),
+        Method::Dga(Dga { every: 3, ..Dga::default() }),
+    ];
+    for (method, basis) in methods.iter().zip([vec![], vec![], vec![vec![0.9, 0.1], vec![0.2, 0.8]]]) {
+        let trained = |compute: &Compute, recomputes: bool| {
+            let folder = tempfile::tempdir().unwrap();
+            let tokens = tokens(folder.path());
+            let share = |index: usize| Share { tokens: &tokens, documents: index..index + 1, weight: 0.5 };
+            let batches =
+                |shares: &[Share<'_>], seed| Batches::new(shares, 0, run.train.sequence_length, seed).unwrap();
+            let sources = OnlineSources {
+                domains: batches(&[share(0), share(1)], 5),
+                probes: batches(&[share(0), share(1)], 6),
+                target: Some(batches(&[share(1)], 7)),
+                basis: basis.clone(),
+                start: vec![0.5; 2],
+            };
+            let (config, layout, train) = (&run.config, &run.layout, &run.train);
+            let trainer = OnlineTrainer::on(compute, config, layout, train, method, sources, run.fresh()).unwrap();
+            let mut trainer = trainer.recomputing(recomputes);
+            trainer.run("test", &Silent, f64::INFINITY, |_| Ok(())).unwrap();
+            let mut state = trainer.state().unwrap();
+            if let Some(progress) = &mut state.online {
+                (progress.seconds, progress.gradient_seconds) = (0.0, 0.0);
+            }
+            state
+        };
+        let expected = trained(&Compute::cpu(), false);
+        let device = compute(Precision::F32);
+        let got = trained(&device, false);
+        for (got, expected) in got.curve.iter().zip(&expected.curve) {
+            let step = expected.step;
+            assert_within(1e-5, [relative(got.loss, expected.loss)], &format!("loss of step {step}"));
+            assert_within(1e-4, [relative(got.gradient_norm, expected.gradient_norm)], &format!("norm of step {step}"));
+        }
+        assert!(got.curve.len() == 7 && got.step == 7);
+        let (progress, wanted) = (got.online.as_ref().unwrap(), expected.online.as_ref().unwrap());
+        assert_eq!(progress.drawn, wanted.drawn, "other text was drawn");
+        assert_eq!(progress.alignments.len(), wanted.alignments.len());
+        for (got, wanted) in progress.alignments.iter().zip(&wanted.alignments) {
+            let pairs = got.alignments.iter().zip(&wanted.alignments);
+            let largest = common::largest(&wanted.alignments);
+            assert_within(1e-4, pairs.map(|(got, wanted)| (got - wanted).abs() / largest), "alignments");
+        }
+        for (got, wanted) in progress.trajectory.iter().zip(&wanted.trajectory) {
+            assert_within(1e-4, got.weights.iter().zip(&wanted.weights).map(|(a, b)| (a - b).abs()), "weights");
+        }
+        if basis.is_empty() {
+            assert!(trained(&device, true) == got, "other bits when activations are computed again");
+            let rounded = trained(&compute(Precision::Bf16), false);
+            let last = (rounded.curve[6].loss, expected.curve[6].loss);
+            assert_within(2e-2, [relative(last.0, last.1)], "loss of the last step in bf16");
+        }
+    }
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn gradients_of_eval_sets_are_those_of_the_processor() {
+    let run = Run::new(20, 5e-3);
+    let parameters = run.trained(&Compute::cpu()).parameters;
+    let folder = tempfile::tempdir().unwrap();
+    let text: Vec<u32> = (0..1500).map(|i| 1 + (i % 11 * 5 + i / 100) % 60).collect();
+    let held_out =
+        common::token_file(folder.path(), &[text[..40].to_vec(), text[40..41].to_vec(), text[41..].to_vec()]);
+    let set = EvalSet::new("held-out", &held_out, 0, 32).unwrap();
+    let batch = Batch { inputs: text[..72].to_vec(), targets: text[1..73].to_vec() };
+    let evaluator = |compute: &Compute, recomputes: bool| {
+        let mut evaluator = Evaluator::on(compute, &run.config, &run.layout, 32).unwrap();
+        evaluator.set_recomputing(recomputes);
+        let fill = |values: &mut [f32]| {
+            values.copy_from_slice(&parameters);
+            Ok(())
+        };
+        evaluator.set(fill).unwrap();
+        evaluator
+    };
+    // Losses or outputs, and gradients, by name.
+    let all = |evaluator: &Evaluator| {
+        let mut found: Vec<(String, f64, Vec<f32>)> = Vec::new();
+        let gradient = evaluator.gradient(&set).unwrap();
+        found.push(("set".into(), gradient.loss, gradient.values));
+        let (output, values) = evaluator.set_log_odds_gradient(&set).unwrap();
+        found.push(("log-odds of a set".into(), output, values));
+        let see = |output, values: &[f32]| {
+            found.push((format!("log-odds of sequence {}", found.len()), output, values.to_vec()));
+            Ok(())
+        };
+        evaluator.log_odds_gradients(&batch, 24, see).unwrap();
+        for output in evaluator.log_odds(&batch, 24).unwrap() {
+            found.push(("log-odds, forward".into(), output, vec![1.0]));
+        }
+        found.push(("Gram matrices".into(), 1.0, evaluator.grams(&batch, 24).unwrap()));
+        let windows = set.sample(200, Stream::new(0, "test"));
+        let samples = [windows[..2].to_vec(), windows[2..].to_vec()];
+        for gradient in evaluator.gradients(&samples).unwrap() {
+            found.push(("sample".into(), gradient.loss, gradient.values));
+        }
+        let windows: Vec<Window> = windows.into_iter().cloned().collect();
+        let each = evaluator.each_gradient(&windows, |_, values| Ok(values.to_vec())).unwrap();
+        found.extend(each.into_iter().map(|values| ("window".into(), 1.0, values)));
+        found
+    };
+    let expected = all(&evaluator(&Compute::cpu(), false));
+    let device = compute(Precision::F32);
+    let got = all(&evaluator(&device, false));
+    assert!(expected.len() == got.len() && got.len() > 10, "{} and {}", got.len(), expected.len());
+    for ((name, output, values), (_, wanted, gradient)) in got.iter().zip(&expected) {
+        assert_within(1e-5, [relative(*output, *wanted)], name);
+        assert_near(values, gradient, name);
+    }
+    for (other, what) in [(false, "the second time"), (true, "when activations are computed again")] {
+        assert!(all(&evaluator(&device, other)) == got, "other bits {what}");
+    }
+}
+
 /// All of them, for `mixpool self-test`.
 #[allow(dead_code)]
 pub(crate) const CASES: &[(&str, fn())] = &[
     ("gradients_of_whole_models_are_those_of_the_processor", gradients_of_whole_models_are_those_of_the_processor),
+    ("activations_computed_again_have_the_same_bits", activations_computed_again_have_the_same_bits),
     ("five_steps_are_those_of_the_processor", five_steps_are_those_of_the_processor),
     ("a_stopped_run_goes_on_bit_for_bit", a_stopped_run_goes_on_bit_for_bit),
     (
@@ -252,4 +443,7 @@ pub(crate) const CASES: &[(&str, fn())] = &[
         what_is_not_finite_stops_the_run_and_spares_the_parameters,
     ),
     ("scores_are_those_of_the_processor", scores_are_those_of_the_processor),
+    ("sequences_share_in_gradients_as_on_the_processor", sequences_share_in_gradients_as_on_the_processor),
+    ("online_runs_are_those_of_the_processor", online_runs_are_those_of_the_processor),
+    ("gradients_of_eval_sets_are_those_of_the_processor", gradients_of_eval_sets_are_those_of_the_processor),
 ];

@@ -233,12 +233,9 @@ fn inner_products_are_those_of_gradients_taken_one_sequence_at_a_time() {
         let batch = Sequences { tokens: &case.inputs, lengths: &lengths };
         let gradient = flat(vec![0.0; case.layout.len()]);
         let views = Weights::views(&case.config, &case.layout, &gradient).unwrap();
-        let mut along = Along::new(&directions, &lengths);
+        let mut along = Along::new(&directions, &lengths).unwrap();
         let mut see = |part: Part<'_>| match part.factors {
-            Factors::Linear { first_row, inputs, outputs, width } => {
-                along.add_linear(part.offset, first_row, inputs, outputs, width);
-                Ok(())
-            }
+            Factors::Linear { first_row, inputs, outputs } => along.add_linear(part.offset, first_row, inputs, outputs),
             Factors::Bias { outputs } => along.add_bias(part.offset, outputs),
             Factors::Norm { inputs, outputs, eps } => along.add_norm(part.offset, inputs, outputs, eps),
             Factors::LayerNorm { inputs, outputs, eps } => along.add_layer_norm(part.offset, inputs, outputs, eps),
@@ -246,7 +243,7 @@ fn inner_products_are_those_of_gradients_taken_one_sequence_at_a_time() {
         };
         let model = case.model(&case.weights);
         model.loss_and_gradient_seen(batch, &case.targets, 1.0, &views, &mut see).unwrap();
-        let got = along.sums();
+        let got = along.sums().unwrap();
         let mut start = 0;
         for (sequence, length) in lengths.iter().enumerate() {
             let rows = start..start + length;

@@ -45,7 +45,6 @@ pub(super) struct Filter {
 impl Filter {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         let pool = session.open()?;
-        pool.needs_cpu("'filter'")?;
         let share: f64 = self.keep.trim().parse().unwrap_or(f64::NAN);
         if !(share > 0.0 && share <= 1.0) {
             return Err(Error::Usage(format!("'--keep {}': expected a share above 0, at most 1", self.keep)));

@@ -131,7 +131,6 @@ struct Row {
 impl Online {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         let pool = session.open()?;
-        pool.needs_cpu("'online'")?;
         let target = self.target.as_deref().map(|name| pool.target(name, self.documents)).transpose()?;
         self.check(target.as_ref())?;
         let domains = pool.domains(&self.partitions(&pool)?, self.units)?;

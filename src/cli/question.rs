@@ -218,7 +218,6 @@ impl EstimatorArgs {
         mixtures: &[Mixture],
         observer: &dyn Observer,
     ) -> Result<Vec<Answer>> {
-        specs.iter().try_for_each(|spec| spec.check_device(pool))?; // before any of them computes for long
         let tokens = token_budget(self.tokens.as_deref())?;
         let question = Question { pool, evals, judged: mixtures, tokens, observer };
         let answers = specs.iter().map(|spec| ask(spec, &question, mixtures, self.calibrate));

@@ -196,7 +196,6 @@ impl Linearity {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         self.output.check()?;
         let pool = session.open()?;
-        pool.needs_cpu("'linearity'")?;
         let spec = Spec::parse(&self.estimator)?;
         if spec.method.name != "gradex" {
             return Err(Error::Usage(format!("'--estimator {}': expected gradex", self.estimator)));

@@ -91,7 +91,7 @@ impl Validate {
     pub(super) fn run(self, session: &Session) -> Result<()> {
         self.shown.output.check()?;
         let pool = session.open()?;
-        let mut specs = self.estimators.specs(&default_estimators(&pool, session))?;
+        let mut specs = self.estimators.specs(&default_estimators())?;
         let mut mixtures = self.candidates.mixtures(&pool, self.notation, &session.observer)?;
         if let Some(n) = self.mixtures {
             mixtures = draw(mixtures, n);
@@ -199,14 +199,9 @@ pub(super) fn agreement(answers: &[Answer]) -> Vec<AgreementRow> {
     compare(answers).into_iter().map(AgreementRow::from).collect()
 }
 
-/// Every estimator that needs no training but the experts', and can compute where the pool does.
-fn default_estimators(pool: &Pool, session: &Session) -> Vec<&'static str> {
-    let (asked, left_out): (Vec<&Method>, Vec<&Method>) =
-        METHODS.iter().filter(|method| !method.trains).partition(|method| method.on_device || pool.device().is_cpu());
-    for method in left_out {
-        session.observer.note(&format!("left out: '{}', which runs on the CPU only", method.name));
-    }
-    asked.into_iter().map(|method| method.name).collect()
+/// Every estimator that needs no training but the experts'.
+fn default_estimators() -> Vec<&'static str> {
+    METHODS.iter().filter(|method| !method.trains).map(|method| method.name).collect()
 }
 
 /// `n` of the mixtures, evenly spread over them; all of them when there are no more.

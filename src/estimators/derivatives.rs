@@ -125,7 +125,7 @@ impl Expanded {
         let mut scorer = pool.scorer(question.evals)?;
         let (mut surrogates, mut cost) = (Vec::new(), expert_cost(pool)?);
         for eval in 0..scorer.eval_names().len() {
-            let key = key(&base, order, scorer.eval_key(eval));
+            let key = key(&base, order, &scorer.gradient_key(eval)?);
             let stored = pool.fitted(&key, || expand(question, &mut scorer, eval, &base, order))?;
             surrogates.push(stored.surrogate);
             cost += stored.cost;

@@ -7,7 +7,7 @@
 use super::merged::{expert_cost, in_turns, losses};
 use super::{Cost, Estimator, OptionRow, Options, Question};
 use crate::error::{Error, Result};
-use crate::eval::{Evaluator, gram_layout};
+use crate::eval::{gram_layout, gram_pass};
 use crate::files;
 use crate::merge::{average, regression_mean};
 use crate::mixture::{Mixture, Notation};
@@ -156,7 +156,7 @@ fn measure(pool: &Pool, expert: &Manifest, recipe: &Recipe, tokens: u64, key: &s
     let batch = batches.next(blocks.min((tokens as usize).div_ceil(length))); // no sequence twice
 
     let (model, layout) = (&pool.settings().model, pool.layout());
-    let evaluator = Evaluator::new(model, layout, length)?;
+    let evaluator = pool.differentiator(length, gram_pass(length))?;
     let mut open = Checkpoints::default();
     evaluator.set(|out| average(out, layout, &open.of(&pool.single(expert))?))?;
     pool.store_tensors(key, &gram_layout(model, layout)?, &evaluator.grams(&batch, length)?)?;

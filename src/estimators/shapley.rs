@@ -148,13 +148,14 @@ pub fn contributions(question: &Question<'_>, attribution: Attribution, tokens: 
         return Err(Error::Usage(format!("shapley: {problem}; give it more --tokens")));
     }
     let mut scorer = pool.scorer(question.evals)?;
-    let keys: Vec<String> = (0..question.evals.len()).map(|eval| scorer.eval_key(eval).to_owned()).collect();
+    let keys = (0..question.evals.len()).map(|eval| scorer.gradient_key(eval)).collect::<Result<Vec<String>>>()?;
     let Attribution { update, second_order } = attribution;
     let order = if second_order { format!("second order step {HESSIAN_STEP}") } else { "first order".into() };
     let (id, evals) = (recipe.id()?, keys.join(" "));
     let key = format!("shapley version {VERSION} run {id} {order} update {update:?} tokens {tokens} evals {evals}");
     pool.fitted(&key, || {
-        let evaluator = Evaluator::new(&pool.settings().model, pool.layout(), pool.settings().window)?;
+        let window = pool.settings().window;
+        let evaluator = pool.differentiator(window, window + tokens as usize)?;
         let mut values = Valuation {
             sets: scorer.sets()?,
             keys,
@@ -194,6 +195,12 @@ struct Step {
 
 impl Watch for Valuation<'_> {
     type Seen = Step;
+
+    /// Parameters and gradient of the model that is valued, and a gradient or two of each eval set.
+    fn beside(&self) -> u64 {
+        let directions = self.sets.len() * if self.attribution.second_order { 2 } else { 1 };
+        8 + 4 * directions as u64
+    }
 
     fn step(&mut self, trainer: &mut Trainer<'_>, batches: &mut Batches) -> Result<(CurvePoint, Step)> {
         let start = Instant::now();

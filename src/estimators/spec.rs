@@ -2,7 +2,6 @@
 
 use super::{Estimator, METHODS, Method, Question};
 use crate::error::{Error, Result, closest};
-use crate::pool::Pool;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -83,20 +82,11 @@ impl Spec {
         Ok(Self { method, options: Options(options) })
     }
 
-    /// Refuses a method that cannot compute where the pool does.
-    ///
-    /// # Errors
-    /// Those of [`Pool::needs_cpu`].
-    pub fn check_device(&self, pool: &Pool) -> Result<()> {
-        if self.method.on_device { Ok(()) } else { pool.needs_cpu(&format!("estimator '{}'", self.method.name)) }
-    }
-
     /// The method's first phase.
     ///
     /// # Errors
-    /// Those of [`Spec::check_device`] and of the method.
+    /// Those of the method.
     pub fn fit<'a>(&self, question: &Question<'a>) -> Result<Box<dyn Estimator + 'a>> {
-        self.check_device(question.pool)?;
         (self.method.fit)(question, &self.options)
     }
 }

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 /// Input ids that go through the model together, at least: short windows share a pass.
-const PACK: usize = 512;
+pub(super) const PACK: usize = 512;
 
 /// Packs that go through a model together on a device unless it is told otherwise: about 16 Ki ids.
 const TOGETHER: usize = 32;
@@ -106,6 +106,7 @@ pub struct Evaluator {
     pub(super) length: usize,
     pub(super) flat: Tensor,
     pub(super) compute: Compute,
+    pub(super) recomputes: bool,
     together: usize, // packs of a pass on a device
     model: Transformer,
 }
@@ -133,6 +134,7 @@ impl Evaluator {
             length,
             flat,
             compute: compute.clone(),
+            recomputes: false,
             together: TOGETHER,
             model,
         })
@@ -163,6 +165,12 @@ impl Evaluator {
     pub fn set_pass_tokens(&mut self, tokens: usize) -> bool {
         let before = std::mem::replace(&mut self.together, (tokens / PACK.max(self.length)).max(1));
         self.together < before
+    }
+
+    /// Says whether gradients are taken with activations computed again in the backward pass ([`Transformer::recomputing`]); false
+    /// when that is as it was before.
+    pub fn set_recomputing(&mut self, recomputes: bool) -> bool {
+        std::mem::replace(&mut self.recomputes, recomputes) != recomputes
     }
 
     /// Overwrites the parameters on a device by Σ `weights[i] · members[i]`, vectors in the order of the layout that lie there.

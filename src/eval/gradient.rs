@@ -1,13 +1,19 @@
 //! Gradient: the derivative of an eval set's loss by every parameter, under the score protocol.
 
+use super::evaluator::PACK;
 use super::{EvalSet, Evaluator};
 use crate::error::{Error, Result};
-use crate::kernels::{LowRankFactors, add_low_rank, inner_product};
+use crate::kernels::{Exec, LowRankFactors, add_low_rank, inner_product};
 use crate::model::{Checkpoint, Layout, Parameter, Transformer, Weights};
 use candle_core::{DType, Tensor};
 
 /// Passes of scoring that go through the model together: about 2048 ids, enough to divide one pass over threads.
 pub(super) const TOGETHER: usize = 4;
+
+/// Ids of such a pass, in windows of at most `length` predictions.
+pub fn gradient_pass(length: usize) -> usize {
+    TOGETHER * PACK.max(length)
+}
 
 /// The loss of a model on an eval set, and its gradient.
 pub struct Gradient {
@@ -44,11 +50,17 @@ impl Evaluator {
         gradient.checked(&format!("an eval set of {} tokens", set.n_tokens()))
     }
 
+    /// The model for sequences of at most `length` ids.
+    pub(super) fn transformer(&self, length: usize, exec: Exec) -> Result<Transformer> {
+        let model = Transformer::new(&self.config, &self.layout, &self.flat, length, exec)?;
+        Ok(model.recomputing(self.recomputes))
+    }
+
     /// The model for sequences of at most `length` ids, each pass divided over threads, and a gradient of 0 to add to.
     pub(super) fn differentiable(&self, length: usize) -> Result<Differentiable> {
         let gradient = Tensor::zeros(self.layout.len(), DType::F32, self.compute.device())?;
         let views = Weights::views(&self.config, &self.layout, &gradient)?;
-        let model = Transformer::new(&self.config, &self.layout, &self.flat, length, self.compute.exec())?;
+        let model = self.transformer(length, self.compute.exec())?;
         Ok(Differentiable { model, gradient, views })
     }
 }

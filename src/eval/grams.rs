@@ -2,12 +2,19 @@
 
 use super::Evaluator;
 use crate::error::Result;
-use crate::kernels::{Exec, add_gram};
-use crate::model::{Layout, ModelConfig, Sequences, Transformer, linear_layers};
+use crate::kernels::add_gram;
+use crate::model::{Layout, ModelConfig, Sequences, linear_layers};
 use crate::text::Batch;
 
 /// Ids that go through the model together.
 const PACK: usize = 512;
+/// As many on a device, from which the products of each pass are read back.
+const DEVICE_PACK: usize = 2048;
+
+/// Ids of a pass on a device, of sequences of `length` ids.
+pub fn gram_pass(length: usize) -> usize {
+    DEVICE_PACK.max(length)
+}
 
 /// The Gram matrices of a model as one vector: for the linear layers that read one input, one matrix `[in, in]`, under the
 /// name of the first of their weights.
@@ -29,17 +36,18 @@ impl Evaluator {
     ///
     /// Products are added up in f64 and rounded once. The result does not depend on the number of threads.
     pub fn grams(&self, batch: &Batch, length: usize) -> Result<Vec<f32>> {
-        let Self { config, layout, flat, .. } = self;
-        let model = Transformer::new(config, layout, flat, length, Exec::Split)?;
+        let Self { config, layout, compute, .. } = self;
+        let (model, exec) = (self.transformer(length, compute.exec())?, compute.exec());
+        let pack = if compute.is_queued() { gram_pass(length) } else { PACK };
         let gram_layout = gram_layout(config, layout)?;
         let layers = linear_layers(config);
         let places = layers.iter().map(|names| Ok(gram_layout.parameter(&names[0])?.range()));
         let places = places.collect::<Result<Vec<_>>>()?;
         let mut sums = vec![0f64; gram_layout.len()];
-        for tokens in batch.inputs.chunks((PACK / length).max(1) * length) {
+        for tokens in batch.inputs.chunks((pack / length).max(1) * length) {
             let lengths = vec![length; tokens.len() / length];
             model.linear_inputs(Sequences { tokens, lengths: &lengths }, |input, x| {
-                add_gram(Exec::Split, x, &mut sums[places[input].clone()])
+                add_gram(exec, x, &mut sums[places[input].clone()])
             })?;
         }
         Ok(sums.into_iter().map(|sum| (sum / batch.inputs.len() as f64) as f32).collect())

@@ -5,8 +5,8 @@
 use super::gradient::{Differentiable, TOGETHER};
 use super::{EvalSet, Evaluator};
 use crate::error::{Error, Result};
-use crate::kernels::{Exec, fill_zero, log_odds, values};
-use crate::model::{Sequences, Transformer};
+use crate::kernels::{fill_zero, log_odds};
+use crate::model::Sequences;
 use crate::text::Batch;
 
 impl Evaluator {
@@ -23,10 +23,10 @@ impl Evaluator {
     ) -> Result<()> {
         let Differentiable { model, gradient, views } = self.differentiable(length)?;
         for (tokens, targets) in batch.inputs.chunks(length).zip(batch.targets.chunks(length)) {
-            fill_zero(&gradient)?;
+            fill_zero(self.compute.exec(), &gradient)?;
             let sequences = Sequences { tokens, lengths: &[length] };
             let output = finite(model.log_odds_and_gradient(sequences, None, targets, 1.0, &views)?)?;
-            see(output, &values(&gradient)?)?;
+            see(output, &gradient.to_vec1::<f32>()?)?;
         }
         Ok(())
     }
@@ -52,7 +52,7 @@ impl Evaluator {
     /// # Errors
     /// [`Error::NotFinite`] when an output is not.
     pub fn log_odds(&self, batch: &Batch, length: usize) -> Result<Vec<f64>> {
-        let model = Transformer::new(&self.config, &self.layout, &self.flat, length, Exec::Split)?;
+        let model = self.transformer(length, self.compute.exec())?;
         let rows: Vec<usize> = (0..length).collect();
         let output = |(tokens, targets): (&[u32], &[u32])| {
             let nll = model.nll(Sequences { tokens, lengths: &[length] }, &rows, targets)?;

@@ -8,8 +8,8 @@ mod samples;
 mod score;
 
 pub use evaluator::{EvalSet, Evaluator};
-pub use gradient::Gradient;
-pub use grams::gram_layout;
+pub use gradient::{Gradient, gradient_pass};
+pub use grams::{gram_layout, gram_pass};
 pub use score::Score;
 
 /// Version of the score protocol (windows, prefix, packing, summation); part of every score's key.

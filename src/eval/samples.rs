@@ -7,7 +7,7 @@ use crate::kernels::{Exec, rewrite};
 use crate::model::{Transformer, Weights};
 use crate::rng::Stream;
 use crate::text::Window;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 impl EvalSet {
@@ -32,25 +32,26 @@ impl EvalSet {
 impl Evaluator {
     /// The mean loss of each of some samples, in nats per predicted token, and its gradient.
     ///
-    /// Samples go through the model side by side, each on one thread, so the results do not depend on their number.
+    /// Samples go through the model side by side, each on one thread, so the results do not depend on their number; on a device one
+    /// after the other.
     ///
     /// # Errors
     /// [`Error::NotFinite`] when a loss or a derivative is NaN or infinite.
     pub fn gradients(&self, samples: &[Vec<&Window>]) -> Result<Vec<Gradient>> {
         let model = self.side_by_side()?;
         let gradient = |(index, windows): (usize, &Vec<&Window>)| {
-            let flat = Tensor::zeros(self.layout.len(), DType::F32, &Device::Cpu)?;
-            let loss = self.differentiate(&model, windows.iter().copied(), &flat)?;
+            let (loss, flat) = self.differentiate(&model, windows.iter().copied())?;
             let gradient = Gradient { loss, values: flat.to_vec1()? };
             gradient.checked(&format!("sample {} of eval sets", index + 1))
         };
-        samples.par_iter().enumerate().map(gradient).collect()
+        self.each(samples, gradient)
     }
 
     /// What `see` makes of the gradient of each window's mean loss: of its index, its gradient in the order of the layout,
     /// which it may overwrite.
     ///
-    /// Windows go through the model side by side, each on one thread; only as many gradients exist as there are threads.
+    /// Windows go through the model side by side, each on one thread, and only as many gradients exist as there are threads; on a device
+    /// one after the other.
     ///
     /// # Errors
     /// [`Error::NotFinite`] as [`Evaluator::gradients`], and those of `see`.
@@ -61,35 +62,44 @@ impl Evaluator {
     ) -> Result<Vec<T>> {
         let model = self.side_by_side()?;
         let one = |(index, window): (usize, &Window)| {
-            let flat = Tensor::zeros(self.layout.len(), DType::F32, &Device::Cpu)?;
-            let loss = self.differentiate(&model, std::iter::once(window), &flat)?;
+            let (loss, flat) = self.differentiate(&model, std::iter::once(window))?;
             let place = format!("window {} of document {}", index + 1, window.document + 1);
             let mut seen = None;
-            rewrite(&flat, |gradient| {
+            let look = |gradient: &mut [f32]| {
                 if !loss.is_finite() || gradient.iter().any(|value| !value.is_finite()) {
                     return Err(Error::NotFinite { what: format!("loss {loss} or its gradient"), place });
                 }
                 seen = Some(see(index, gradient)?);
                 Ok(())
-            })?;
+            };
+            if self.compute.is_queued() { look(&mut flat.to_vec1::<f32>()?) } else { rewrite(&flat, look) }?;
             seen.ok_or_else(|| Error::Usage("a gradient was not looked at".into()))
         };
-        windows.par_iter().enumerate().map(one).collect()
+        self.each(windows, one)
     }
 
     fn side_by_side(&self) -> Result<Transformer> {
-        Transformer::new(&self.config, &self.layout, &self.flat, self.length, Exec::Alone)
+        self.transformer(self.length, if self.compute.is_queued() { self.compute.exec() } else { Exec::Alone })
     }
 
-    /// Adds the gradient of the mean loss of some windows, in one pass; returns the loss.
+    /// What `run` makes of every item and its index, in parallel on the processor.
+    fn each<I: Sync, T: Send>(&self, items: &[I], run: impl Fn((usize, &I)) -> Result<T> + Sync) -> Result<Vec<T>> {
+        if self.compute.is_queued() {
+            return items.iter().enumerate().map(run).collect();
+        }
+        items.par_iter().enumerate().map(&run).collect()
+    }
+
+    /// The mean loss of some windows and its gradient, in one pass.
     fn differentiate<'a>(
         &self,
         model: &Transformer,
         windows: impl Iterator<Item = &'a Window>,
-        into: &Tensor,
-    ) -> Result<f64> {
-        let views = Weights::views(&self.config, &self.layout, into)?;
+    ) -> Result<(f64, Tensor)> {
+        let gradient = Tensor::zeros(self.layout.len(), DType::F32, self.compute.device())?;
+        let views = Weights::views(&self.config, &self.layout, &gradient)?;
         let pass = Pass::new(windows);
-        model.loss_and_gradient(pass.sequences(), Some(&pass.rows), &pass.targets, 1.0, &views)
+        let loss = model.loss_and_gradient(pass.sequences(), Some(&pass.rows), &pass.targets, 1.0, &views)?;
+        Ok((loss, gradient))
     }
 }

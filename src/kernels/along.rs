@@ -7,13 +7,15 @@
 //! long, so the latter is done: one layer's gradient of a few sequences exists at a time, at most [`HELD`] values.
 
 use super::bias::bias_gradients;
+use super::device::{DeviceAlong, NormKind};
 use super::layer_norm::layer_norm_gains;
 use super::matmul::{Into, Matrix, MatrixMut, matmul};
 use super::rms_norm::rms_norm_gains;
-use super::{Exec, values};
+use super::{Compute, Exec, values};
 use crate::error::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Values of gradients held at once, unless one sequence's are more: 16 MiB.
 const HELD: usize = 1 << 22;
@@ -22,8 +24,9 @@ const TILE: usize = 1 << 12;
 
 /// Vectors as long as all parameters of a model.
 pub struct Directions {
-    values: Vec<f32>, // one after another
+    values: Vec<f32>, // one after another; none on a device
     count: usize,
+    placed: Option<Tensor>, // the values on a device
 }
 
 impl Directions {
@@ -33,7 +36,21 @@ impl Directions {
     /// When the lengths differ.
     pub fn new(vectors: &[Vec<f32>]) -> Self {
         assert!(vectors.windows(2).all(|pair| pair[0].len() == pair[1].len()), "directions of several lengths");
-        Self { values: vectors.concat(), count: vectors.len() }
+        Self { values: vectors.concat(), count: vectors.len(), placed: None }
+    }
+
+    /// As [`Directions::new`], where gradients are taken.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn on(compute: &Compute, vectors: &[Vec<f32>]) -> Result<Self> {
+        let own = Self::new(vectors);
+        if !compute.is_queued() || own.count == 0 {
+            return Ok(own);
+        }
+        let length = own.values.len();
+        let placed = Some(Tensor::from_vec(own.values, length, compute.device())?);
+        Ok(Self { values: Vec::new(), count: own.count, placed })
     }
 
     /// How many there are.
@@ -43,7 +60,7 @@ impl Directions {
 
     /// The inner products of every direction, from its value `offset` on, with every row: `[count, rows]`.
     fn products(&self, offset: usize, rows: &[f32], width: usize) -> Vec<f64> {
-        if self.count == 0 {
+        if self.values.is_empty() {
             return Vec::new();
         }
         let (n, length) = (rows.len() / width, self.values.len() / self.count);
@@ -65,7 +82,11 @@ impl Directions {
     }
 
     /// The inner products of every direction with one vector as long: `[count]`.
+    ///
+    /// # Panics
+    /// When the directions lie on a device.
     pub fn along(&self, vector: &[f32]) -> Vec<f64> {
+        assert!(self.placed.is_none(), "directions on a device");
         self.products(0, vector, vector.len())
     }
 }
@@ -74,36 +95,40 @@ impl Directions {
 pub struct Along<'a> {
     directions: &'a Directions,
     lengths: &'a [usize],
-    sums: Vec<f64>, // [directions, sequences]
+    sums: Vec<f64>,                  // [directions, sequences]
+    device: Option<DeviceAlong<'a>>, // where directions lie there
 }
 
 impl<'a> Along<'a> {
     /// No part was shown yet. `lengths` are those of the sequences that lie end to end in the batch.
-    pub fn new(directions: &'a Directions, lengths: &'a [usize]) -> Self {
-        Self { directions, lengths, sums: vec![0.0; directions.count * lengths.len()] }
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn new(directions: &'a Directions, lengths: &'a [usize]) -> Result<Self> {
+        let placed = directions.placed.as_ref();
+        let device = placed.map(|values| DeviceAlong::new(values, directions.count, lengths)).transpose()?;
+        Ok(Self { directions, lengths, sums: vec![0.0; directions.count * lengths.len()], device })
     }
 
     /// The inner products: `[directions, sequences]`.
-    pub fn sums(self) -> Vec<f64> {
-        self.sums
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn sums(self) -> Result<Vec<f64>> {
+        self.device.map_or(Ok(self.sums), |device| device.sums())
     }
 
     /// Adds those of a linear layer that begins at `offset`, from the rows `first_row..` of the batch.
     ///
     /// # Shapes
     /// `inputs: [rows, width]`, `outputs: [rows, out]`.
-    pub fn add_linear(&mut self, offset: usize, first_row: usize, inputs: &[f32], outputs: &[f32], width: usize) {
-        let n_rows = inputs.len() / width;
-        let n_out = outputs.len() / n_rows.max(1);
-        let mut pieces = Vec::new(); // (sequence, its rows among these)
-        let mut start = 0;
-        for (sequence, length) in self.lengths.iter().enumerate() {
-            let (from, to) = (start.max(first_row), (start + length).min(first_row + n_rows));
-            if from < to {
-                pieces.push((sequence, from - first_row..to - first_row));
-            }
-            start += length;
+    pub fn add_linear(&mut self, offset: usize, first_row: usize, inputs: &Tensor, outputs: &Tensor) -> Result<()> {
+        if let Some(device) = &self.device {
+            return device.add_linear(offset, first_row, inputs, outputs);
         }
+        let ((n_rows, width), n_out) = (inputs.dims2()?, outputs.dim(1)?);
+        let (inputs, outputs) = (values(inputs)?, values(outputs)?);
+        let pieces = pieces(self.lengths, first_row, n_rows);
         let size = n_out * width;
         let mut gradients = vec![0f32; size * pieces.len().min((HELD / size).max(1))];
         for pieces in pieces.chunks((HELD / size).max(1)) {
@@ -116,10 +141,14 @@ impl<'a> Along<'a> {
             let products = self.directions.products(offset, &gradients[..size * pieces.len()], size);
             self.add(&products, pieces.iter().map(|(sequence, _)| *sequence));
         }
+        Ok(())
     }
 
     /// Adds those of an RMS norm's gain that begins at `offset`.
     pub fn add_norm(&mut self, offset: usize, inputs: &Tensor, outputs: &Tensor, eps: f32) -> Result<()> {
+        if let Some(device) = &self.device {
+            return device.add_norm(NormKind::Rms, offset, inputs, outputs, eps);
+        }
         let gains = rms_norm_gains(inputs, eps, outputs, self.lengths)?;
         self.add_vectors(offset, &gains, inputs.dim(1)?);
         Ok(())
@@ -127,6 +156,9 @@ impl<'a> Along<'a> {
 
     /// Adds those of a layer norm's gain that begins at `offset`.
     pub fn add_layer_norm(&mut self, offset: usize, inputs: &Tensor, outputs: &Tensor, eps: f32) -> Result<()> {
+        if let Some(device) = &self.device {
+            return device.add_norm(NormKind::Layer, offset, inputs, outputs, eps);
+        }
         let gains = layer_norm_gains(inputs, eps, outputs, self.lengths)?;
         self.add_vectors(offset, &gains, inputs.dim(1)?);
         Ok(())
@@ -134,6 +166,9 @@ impl<'a> Along<'a> {
 
     /// Adds those of a bias that begins at `offset`.
     pub fn add_bias(&mut self, offset: usize, outputs: &Tensor) -> Result<()> {
+        if let Some(device) = &self.device {
+            return device.add_bias(offset, outputs);
+        }
         let gradients = bias_gradients(outputs, self.lengths)?;
         self.add_vectors(offset, &gradients, outputs.dim(1)?);
         Ok(())
@@ -141,6 +176,9 @@ impl<'a> Along<'a> {
 
     /// Adds those of an embedding that begins at `offset`: the gradient of a sequence has only the rows of its tokens.
     pub fn add_embedding(&mut self, offset: usize, ids: &[u32], outputs: &Tensor) -> Result<()> {
+        if let Some(device) = &self.device {
+            return device.add_embedding(offset, ids, outputs);
+        }
         let width = outputs.dim(1)?;
         let outputs = values(outputs)?;
         let length = self.directions.values.len() / self.directions.count.max(1);
@@ -174,4 +212,18 @@ impl<'a> Along<'a> {
             sequences.clone().zip(products).for_each(|(sequence, product)| sums[sequence] += product);
         }
     }
+}
+
+/// Sequences and their rows among the rows `first_row..first_row + n_rows` of a batch, counted from the first of these.
+pub(super) fn pieces(lengths: &[usize], first_row: usize, n_rows: usize) -> Vec<(usize, Range<usize>)> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    for (sequence, length) in lengths.iter().enumerate() {
+        let (from, to) = (start.max(first_row), (start + length).min(first_row + n_rows));
+        if from < to {
+            pieces.push((sequence, from - first_row..to - first_row));
+        }
+        start += length;
+    }
+    pieces
 }

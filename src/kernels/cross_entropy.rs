@@ -114,7 +114,7 @@ pub fn cross_entropy_backward(
         let (nll, dx) = cross_entropy_backward_queued(exec, x, w, targets, scale, dw)?;
         return Ok((nll.to_vec1()?, dx));
     }
-    cross_entropy_backward_seen(exec, x, w, targets, scale, dw, &mut |_, _, _| Ok(()))
+    seen(exec, x, w, targets, scale, dw, None)
 }
 
 /// As [`cross_entropy_backward`], of a device, where the losses stay: `[n]` f64.
@@ -131,11 +131,11 @@ pub(crate) fn cross_entropy_backward_queued(
 ) -> Result<(Tensor, Tensor)> {
     check(targets, w.dim(0)?)?;
     let Exec::Device { tf32 } = exec else { return Err(not_queued()) };
-    device::cross_entropy_backward(tf32, x, w, targets, scale, dw)
+    device::cross_entropy_backward(tf32, x, w, targets, scale, dw, None)
 }
 
 /// Who is shown some rows: the index of the first, their inputs and the gradients of their logits.
-pub(crate) type SeeRows<'a> = dyn FnMut(usize, &[f32], &[f32]) -> Result<()> + 'a;
+pub(crate) type SeeRows<'a> = dyn FnMut(usize, &Tensor, &Tensor) -> Result<()> + 'a;
 
 /// As [`cross_entropy_backward`], and shows `see` all rows, some at a time and in order, with the gradients of their logits.
 pub(crate) fn cross_entropy_backward_seen(
@@ -146,6 +146,23 @@ pub(crate) fn cross_entropy_backward_seen(
     scale: f32,
     dw: &Tensor,
     see: &mut SeeRows<'_>,
+) -> Result<(Vec<f64>, Tensor)> {
+    if let Exec::Device { tf32 } = exec {
+        check(targets, w.dim(0)?)?;
+        let (nll, dx) = device::cross_entropy_backward(tf32, x, w, targets, scale, dw, Some(see))?;
+        return Ok((nll.to_vec1()?, dx));
+    }
+    seen(exec, x, w, targets, scale, dw, Some(see))
+}
+
+fn seen(
+    exec: Exec,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    scale: f32,
+    dw: &Tensor,
+    see: Option<&mut SeeRows<'_>>,
 ) -> Result<(Vec<f64>, Tensor)> {
     backward(
         exec,
@@ -171,6 +188,11 @@ pub fn log_odds_backward(
     scale: f32,
     dw: &Tensor,
 ) -> Result<(Vec<f64>, Tensor)> {
+    if let Exec::Device { tf32 } = exec {
+        check(targets, w.dim(0)?)?;
+        let (outputs, dx) = device::log_odds_backward(tf32, x, w, targets, scale, dw)?;
+        return Ok((outputs.to_vec1()?, dx));
+    }
     backward(
         exec,
         x,
@@ -179,7 +201,7 @@ pub fn log_odds_backward(
         dw,
         #[inline(always)]
         |logits, target| row_log_odds(logits, target, scale),
-        &mut |_, _, _| Ok(()),
+        None,
     )
 }
 
@@ -209,11 +231,8 @@ fn backward(
     targets: &[u32],
     dw: &Tensor,
     row: impl Fn(&mut [f32], usize) -> f64 + Sync,
-    see: &mut SeeRows<'_>,
+    mut see: Option<&mut SeeRows<'_>>,
 ) -> Result<(Vec<f64>, Tensor)> {
-    if let Exec::Device { .. } = exec {
-        return Err(Error::Usage("this gradient is taken on the processor only; leave out --device".into()));
-    }
     let (n, width) = x.dims2()?;
     let vocabulary = w.dim(0)?;
     check(targets, vocabulary)?;
@@ -227,7 +246,10 @@ fn backward(
         tile_logits(exec, x, &w, width, logits);
         let first_row = outputs.len();
         outputs.extend(each_row(exec, logits, vocabulary, targets, &row));
-        see(first_row, x, logits)?;
+        if let Some(see) = &mut see {
+            let rows = |values: &[f32]| tensor(values.to_vec(), targets.len(), values.len() / targets.len());
+            see(first_row, &rows(x)?, &rows(logits)?)?;
+        }
         let dlogits = Matrix::new(logits, targets.len(), vocabulary);
         let w = Matrix::new(&w, vocabulary, width);
         matmul(exec, Into::Overwrite, MatrixMut::new(dx, targets.len(), width), dlogits, w);

@@ -1,8 +1,9 @@
 //! Inner product: Σ aᵢ bᵢ in f64, of values in memory and values in memory or as they lie in a file.
 
-use super::{Floats, simd, values, weighted_sum};
+use super::device::{Rows, add_inner_products};
+use super::{Exec, Floats, simd, values, weighted_sum};
 use crate::error::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 /// Values whose products are added up by one task.
@@ -20,14 +21,20 @@ pub fn inner_product(values: &[f32], other: Floats<'_>) -> f64 {
     tiled(values, &single)
 }
 
-/// Σ aᵢ bᵢ in f64 of values in memory and a tensor of as many; the order of additions depends on the length alone.
+/// Σ aᵢ bᵢ in f64 of two f32 vectors of one length; the order of additions depends on the length alone.
 ///
 /// # Errors
-/// [`crate::Error::Tensor`] when the tensor is not contiguous f32 on the CPU.
-pub fn dot(a: &[f32], b: &Tensor) -> Result<f64> {
-    let b = values(b)?;
-    debug_assert_eq!(a.len(), b.len());
-    Ok(tiled(a, &b))
+/// [`crate::Error::Tensor`] when a tensor is not contiguous f32.
+pub fn dot(exec: Exec, a: &Tensor, b: &Tensor) -> Result<f64> {
+    let n = a.elem_count();
+    debug_assert_eq!(n, b.elem_count());
+    if let Exec::Device { .. } = exec {
+        let sum = Tensor::zeros(1, DType::F64, a.device())?;
+        let row = |values| Rows { values, first: 0, stride: n, count: 1 };
+        add_inner_products(&sum, row(a), row(b), n)?;
+        return Ok(sum.to_vec1::<f64>()?.into_iter().sum());
+    }
+    Ok(tiled(&values(a)?, &values(b)?))
 }
 
 fn tiled(a: &[f32], b: &[f32]) -> f64 {

@@ -38,7 +38,7 @@ pub use bias::{add_bias, bias_backward};
 pub use cross_entropy::{cross_entropy, cross_entropy_backward, log_odds, log_odds_backward};
 pub(crate) use cross_entropy::{cross_entropy_backward_queued, cross_entropy_backward_seen, cross_entropy_queued};
 pub use device::{Compute, DeviceChoice, DeviceMemory, Precision, Source, StreamedSums, weighted_sums_on_device};
-pub(crate) use device::{DeviceAdamW, add_sum, fill_zero as fill_zero_queued};
+pub(crate) use device::{DeviceAdamW, add_sum};
 pub use embedding::{embedding, embedding_backward, select_rows, select_rows_backward};
 pub use fused::{Turns, join_fused, split_fused};
 pub use gelu::{Gelu, gelu, gelu_backward};
@@ -183,8 +183,11 @@ pub(crate) fn split_mut(mut all: &mut [f32], lengths: impl Iterator<Item = usize
         .collect()
 }
 
-/// Sets every value to 0.
-pub fn fill_zero(target: &Tensor) -> Result<()> {
+/// Sets every value of an f32 tensor to 0.
+pub fn fill_zero(exec: Exec, target: &Tensor) -> Result<()> {
+    if let Exec::Device { .. } = exec {
+        return device::fill_zero(target);
+    }
     modify(target, |values| values.fill(0.0))
 }
 

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 
 /// What the backward pass of one block needs from its forward pass.
 pub(super) struct Activations {
-    x: Tensor, // input of the block
+    pub(super) x: Tensor, // input of the block
     pub(super) attention: Attended,
     attention_out: Option<Tensor>, // before its norm, where norms come after
     middle: Tensor,                // the stream that the feed-forward layer reads

@@ -7,7 +7,7 @@ use super::weights::{Linear, Norm};
 use crate::error::{Error, Result};
 use crate::kernels::{
     Exec, bias_backward, conv1d_backward, cross_entropy_backward, cross_entropy_backward_seen, embedding_backward,
-    layer_norm_backward, linear_backward, rms_norm_backward, values,
+    layer_norm_backward, linear_backward, rms_norm_backward,
 };
 use candle_core::Tensor;
 
@@ -27,11 +27,9 @@ pub enum Factors<'a> {
         /// The token of the first row.
         first_row: usize,
         /// a: `[rows, in]`.
-        inputs: &'a [f32],
+        inputs: &'a Tensor,
         /// b: `[rows, out]`.
-        outputs: &'a [f32],
-        /// in.
-        width: usize,
+        outputs: &'a Tensor,
     },
     /// A bias `[out]`: Σ bₜ.
     Bias {
@@ -95,9 +93,8 @@ impl Tap<'_, '_> {
         into: &Linear,
     ) -> Result<Tensor> {
         if let Some(see) = &mut self.see {
-            let (rows, columns) = if into.inputs_first { (x, dy) } else { (dy, x) };
-            let (outputs, inputs) = (values(rows)?, values(columns)?);
-            let factors = Factors::Linear { first_row: 0, inputs: &inputs, outputs: &outputs, width: columns.dim(1)? };
+            let (outputs, inputs) = if into.inputs_first { (x, dy) } else { (dy, x) };
+            let factors = Factors::Linear { first_row: 0, inputs, outputs };
             see(Part { offset: offset(&into.weight), factors })?;
         }
         self.bias(into.bias.as_ref(), dy)?;
@@ -144,9 +141,9 @@ impl Tap<'_, '_> {
         dw: &Tensor,
     ) -> Result<(Vec<f64>, Tensor)> {
         let Some(see) = &mut self.see else { return cross_entropy_backward(self.exec, x, w, targets, scale, dw) };
-        let (offset, width) = (offset(dw), x.dim(1)?);
+        let offset = offset(dw);
         cross_entropy_backward_seen(self.exec, x, w, targets, scale, dw, &mut |first_row, inputs, outputs| {
-            see(Part { offset, factors: Factors::Linear { first_row, inputs, outputs, width } })
+            see(Part { offset, factors: Factors::Linear { first_row, inputs, outputs } })
         })
     }
 

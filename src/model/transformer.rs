@@ -31,6 +31,14 @@ pub struct Transformer {
     context: usize,
     pub(super) rope: Option<RopeTable>, // none where positions are learned
     pub(super) exec: Exec,
+    recomputes: bool,
+}
+
+/// What is kept of a block until its backward pass.
+enum Kept {
+    Activations(Activations),
+    /// What it read, `[tokens, hidden]`, from which the rest is computed again.
+    Input(Tensor),
 }
 
 impl Transformer {
@@ -44,7 +52,15 @@ impl Transformer {
         config.check_context(context, "model")?;
         let turning = || RopeTable::of_part(context, &config.rope_frequencies(), config.head_dim);
         let rope = (!config.has_learned_positions()).then(turning);
-        Ok(Self { config: config.clone(), weights, context, rope, exec })
+        Ok(Self { config: config.clone(), weights, context, rope, exec, recomputes: false })
+    }
+
+    /// The model keeping, from now on, only what every block reads until the backward pass, which runs the block forward once more:
+    /// the same bits for a third more time and the memory of one block's activations instead of all of them.
+    #[must_use]
+    pub fn recomputing(mut self, recomputes: bool) -> Self {
+        self.recomputes = recomputes;
+        self
     }
 
     /// Logits of every position: `[tokens, vocabulary]`. For tests and small inputs; scoring never forms them all.
@@ -162,7 +178,7 @@ impl Transformer {
     ) -> Result<T> {
         let mut saved = Vec::with_capacity(self.weights.blocks.len());
         let x = self.hidden(batch, |activations| {
-            saved.push(activations);
+            saved.push(if self.recomputes { Kept::Input(activations.x) } else { Kept::Activations(activations) });
             Ok(())
         })?;
         let mut tap = Tap { exec: self.exec, eps: self.eps(), see };
@@ -173,7 +189,11 @@ impl Transformer {
             Some(rows) => select_rows_backward(self.exec, rows, &dx, batch.tokens.len())?,
             None => dx,
         };
-        for ((block, into), activations) in self.weights.blocks.iter().zip(&gradient.blocks).zip(saved).rev() {
+        for ((block, into), kept) in self.weights.blocks.iter().zip(&gradient.blocks).zip(saved).rev() {
+            let activations = match kept {
+                Kept::Activations(activations) => activations,
+                Kept::Input(x) => self.block_forward(block, batch.lengths, x)?.1,
+            };
             dx = self.block_backward(block, into, batch.lengths, activations, dx, &mut tap)?;
         }
         tap.embedding(batch.tokens, &dx, &gradient.embedding)?;

@@ -3,7 +3,7 @@
 use super::members::{Checkpoints, Member, score_key};
 use super::{Pool, Settings};
 use crate::error::{Error, Result};
-use crate::eval::{EvalSet, Evaluator};
+use crate::eval::{EvalSet, Evaluator, gradient_pass};
 use crate::kernels::Compute;
 use crate::merge::{DeviceMerger, average};
 use crate::model::{Checkpoint, Layout};
@@ -25,9 +25,19 @@ pub(super) enum Parameters<'p> {
     Written(Write<'p>),
 }
 
-/// A model on the scoring device of a pool.
+/// What a candidate is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Scores, in the pool's precision.
+    Scores,
+    /// Gradients, in f32.
+    Gradients,
+}
+
+/// A model on the device of a pool.
 pub(super) struct Candidate {
     pub(super) evaluator: Evaluator,
+    pub(super) purpose: Purpose,
     compute: Compute,
     layout: Layout,
     merger: Option<DeviceMerger>,              // none on the processor
@@ -40,24 +50,30 @@ impl Candidate {
     ///
     /// # Errors
     /// Those of opening the device; [`Error::Usage`] or [`Error::OutOfMemory`] when the model does not fit.
-    pub(super) fn new(pool: &Pool) -> Result<Self> {
+    pub(super) fn new(pool: &Pool, purpose: Purpose) -> Result<Self> {
         let Settings { model, window, .. } = &pool.settings;
-        let (compute, layout) = (pool.scoring_device()?, pool.layout.clone());
-        let Some(room) = pool.scoring_room(&compute)? else {
-            let evaluator = Evaluator::on(&compute, model, &layout, *window)?;
-            return Ok(Self {
-                evaluator,
-                compute,
-                layout,
-                merger: None,
-                expected: VecDeque::new(),
-                merged: BTreeMap::new(),
-            });
+        let layout = pool.layout.clone();
+        let (compute, room) = match purpose {
+            Purpose::Scores => {
+                let compute = pool.scoring_device()?;
+                let room = pool.scoring_room(&compute)?;
+                (compute, room)
+            }
+            Purpose::Gradients => {
+                let compute = pool.gradient_device()?;
+                let room = pool.differentiating_room(&compute, gradient_pass(*window))?;
+                (compute, room)
+            }
         };
         let mut evaluator = Evaluator::on(&compute, model, &layout, *window)?;
-        evaluator.set_pass_tokens(room.pass_tokens);
-        let merger = Some(DeviceMerger::new(&compute, room.members));
-        Ok(Self { evaluator, compute, layout, merger, expected: VecDeque::new(), merged: BTreeMap::new() })
+        let mut merger = None;
+        if let Some(room) = room {
+            evaluator.set_pass_tokens(room.pass_tokens);
+            evaluator.set_recomputing(room.recomputes);
+            merger = Some(DeviceMerger::new(&compute, room.members));
+        }
+        let (expected, merged) = (VecDeque::new(), BTreeMap::new());
+        Ok(Self { evaluator, purpose, compute, layout, merger, expected, merged })
     }
 
     /// What averages will be asked for next, in order: some may be merged together.
@@ -134,30 +150,51 @@ impl Candidate {
     /// # Errors
     /// [`Error::OutOfMemory`] when the smallest pass does not fit.
     pub(super) fn nll(&mut self, set: &EvalSet) -> Result<Vec<f64>> {
-        self.in_smaller_passes(|evaluator| evaluator.nll(set))
+        self.with_less(|evaluator| evaluator.nll(set), in_smaller_passes)
     }
 
     /// As [`Candidate::nll`], of every token.
     pub(super) fn token_nll(&mut self, set: &EvalSet) -> Result<Vec<f64>> {
-        self.in_smaller_passes(|evaluator| evaluator.token_nll(set))
+        self.with_less(|evaluator| evaluator.token_nll(set), in_smaller_passes)
     }
 
-    fn in_smaller_passes<T>(&mut self, run: impl Fn(&Evaluator) -> Result<T>) -> Result<T> {
+    /// What `differentiate` makes of the model; with activations computed again when the device has no room for them.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when that does not fit either, and those of `differentiate`.
+    pub(super) fn gradient<T>(&mut self, differentiate: impl Fn(&Evaluator) -> Result<T>) -> Result<T> {
+        let again = |evaluator: &mut Evaluator| {
+            if evaluator.set_recomputing(true) { Ok(()) } else { Err("take a gradient".to_owned()) }
+        };
+        self.with_less(differentiate, again)
+    }
+
+    /// Runs until the device has room for it: without members that it keeps, then with what `less` still takes away, or says what
+    /// there is no room for.
+    fn with_less<T>(
+        &mut self,
+        run: impl Fn(&Evaluator) -> Result<T>,
+        less: impl Fn(&mut Evaluator) -> std::result::Result<(), String>,
+    ) -> Result<T> {
         loop {
             match run(&self.evaluator) {
                 Err(error) if error.is_out_of_memory() => {
-                    let tokens = self.evaluator.pass_tokens();
                     if self.merger.as_ref().is_some_and(|merger| merger.kept() > 0) || !self.merged.is_empty() {
                         self.merged.clear();
                         self.merger.iter_mut().for_each(DeviceMerger::forget);
-                    } else if !self.evaluator.set_pass_tokens(tokens / 2) {
-                        return Err(no_room(&self.compute.name(), &format!("score {tokens} tokens at a time")));
+                    } else if let Err(what) = less(&mut self.evaluator) {
+                        return Err(no_room(&self.compute.name(), &what));
                     }
                 }
                 done => return done,
             }
         }
     }
+}
+
+fn in_smaller_passes(evaluator: &mut Evaluator) -> std::result::Result<(), String> {
+    let tokens = evaluator.pass_tokens();
+    if evaluator.set_pass_tokens(tokens / 2) { Ok(()) } else { Err(format!("score {tokens} tokens at a time")) }
 }
 
 fn no_room(device: &str, what: &str) -> Error {

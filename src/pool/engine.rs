@@ -61,6 +61,15 @@ impl Pool {
         self.engine.open(self.engine.precision)
     }
 
+    /// The device that gradients and Gram matrices are taken on, in f32 whatever the precision of scores: what methods make of them are
+    /// differences that the rounding of less would drown.
+    ///
+    /// # Errors
+    /// Those of [`DeviceChoice::open`].
+    pub(super) fn gradient_device(&self) -> Result<Compute> {
+        self.engine.open(Precision::F32)
+    }
+
     /// The device that models are trained on, in the precision of their recipe.
     ///
     /// # Errors

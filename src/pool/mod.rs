@@ -24,6 +24,7 @@ mod device_memory;
 mod engine;
 mod fitted;
 mod foreign;
+mod gradients;
 mod import;
 mod init;
 mod loading;

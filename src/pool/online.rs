@@ -223,20 +223,32 @@ impl Pool {
         Ok(Recipe { online: Some(online), ..recipe })
     }
 
-    /// Trains an online run from a state to its end.
+    /// Trains an online run, from the state that `load` gives to the end; as `train_mixed` where a device runs out of memory.
     pub(super) fn train_online(
         &self,
         recipe: &Recipe,
         online: &Online,
-        state: State,
+        load: impl Fn() -> Result<State>,
         (name, observer): (&str, &dyn Observer),
-        save: impl FnMut(&State) -> Result<()>,
+        mut save: impl FnMut(&State) -> Result<()>,
     ) -> Result<State> {
-        self.needs_cpu("training with changing weights")?;
+        let compute = self.training_device(recipe.train.precision)?;
+        let beside = if online.method.probe() > 0 { 4 } else { 0 }; // the target's gradient
+        self.train_as_fits(&compute, &recipe.train, beside, (name, observer), |train, recomputes| {
+            let (model, method, sources) = (&recipe.model, &online.method, self.sources(recipe, online)?);
+            let trainer = OnlineTrainer::on(&compute, model, &self.layout, train, method, sources, load()?)?;
+            let mut trainer = trainer.recomputing(recomputes);
+            trainer.run(name, observer, SAVE_EVERY, &mut save)?;
+            trainer.state()
+        })
+    }
+
+    /// The sequences of an online run, from the first on.
+    fn sources(&self, recipe: &Recipe, online: &Online) -> Result<OnlineSources> {
         let seed = recipe.train.seed;
         let of_target = |target| self.batches_of(std::slice::from_ref(target), recipe, seed);
         let arms = online.basis.len();
-        let sources = OnlineSources {
+        Ok(OnlineSources {
             domains: self.batches(recipe)?,
             probes: self.batches_of(&recipe.data, recipe, seed ^ PROBE_SEED)?,
             target: online.target.as_ref().map(of_target).transpose()?,
@@ -245,11 +257,7 @@ impl Pool {
                 0 => recipe.data.iter().map(|share| share.weight).collect(),
                 _ => vec![1.0 / arms as f64; arms],
             },
-        };
-        let mut trainer =
-            OnlineTrainer::new(&recipe.model, &self.layout, &recipe.train, &online.method, sources, state)?;
-        trainer.run(name, observer, SAVE_EVERY, save)?;
-        trainer.state()
+        })
     }
 
     /// Writes the trajectory of an online run into its object.

@@ -1,6 +1,6 @@
 //! Scorer: merges scored on eval sets, each score computed once and stored at once.
 
-use super::candidate::{Candidate, Parameters};
+use super::candidate::{Candidate, Parameters, Purpose};
 use super::claim::Claimed;
 use super::members::{Checkpoints, Member, score_key};
 use super::{Pool, ScoreLog, ScoreRecord, Settings, TokenNll};
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// One eval set of a scorer: its log, and its windows once they are needed.
-struct EvalHandle {
-    name: String,
+pub(super) struct EvalHandle {
+    pub(super) name: String,
     key: String,
     tokens: String,
     set: Option<EvalSet>,
@@ -26,7 +26,7 @@ struct EvalHandle {
 }
 
 impl EvalHandle {
-    fn set(&mut self, pool: &Pool) -> Result<&EvalSet> {
+    pub(super) fn set(&mut self, pool: &Pool) -> Result<&EvalSet> {
         let Settings { window, prefix_token, .. } = pool.settings;
         Ok(match &mut self.set {
             Some(set) => set,
@@ -53,11 +53,11 @@ pub struct Scored {
 
 /// Scores member lists on some eval sets; what was scored before is read from the log.
 pub struct Scorer<'a> {
-    pool: &'a Pool,
-    evals: Vec<EvalHandle>,
-    candidate: Option<Candidate>,
+    pub(super) pool: &'a Pool,
+    pub(super) evals: Vec<EvalHandle>,
+    pub(super) candidate: Option<Candidate>,
     expected: Vec<Vec<Member>>,
-    open: Checkpoints,
+    pub(super) open: Checkpoints,
 }
 
 impl Pool {
@@ -268,34 +268,6 @@ impl Scorer<'_> {
         Ok(Some(scored))
     }
 
-    /// The loss of the average of `members` on one eval set, nats per token, and its derivative by the weight of each:
-    /// ∂L/∂wᵢ = ⟨∇L(Σ wⱼθⱼ), θᵢ⟩, by one backward pass for all of them.
-    ///
-    /// # Errors
-    /// As [`Scorer::score`], and [`Error::NotFinite`] when a derivative is not finite.
-    pub fn slopes(&mut self, eval: usize, members: &[Member]) -> Result<(f64, Vec<f64>)> {
-        let layout = &self.pool.layout;
-        self.set(Parameters::Average(members))?;
-        let gradient = ready(self.candidate.as_mut())?.evaluator.gradient(self.evals[eval].set(self.pool)?)?;
-        let models = self.open.of(members)?;
-        let slopes = models.iter().map(|(_, model)| gradient.along(layout, model)).collect::<Result<_>>()?;
-        Ok((gradient.loss, slopes))
-    }
-
-    /// The mean log-odds of an eval set's tokens under the model whose parameters `write` writes, and its gradient; both in
-    /// the order of the layout.
-    ///
-    /// # Errors
-    /// [`Error::NotFinite`] when the output is not finite.
-    pub fn log_odds_gradient(&mut self, eval: usize, write: impl FnOnce(&mut [f32])) -> Result<(f64, Vec<f32>)> {
-        self.pool.needs_cpu("a gradient of log-odds")?;
-        self.set(Parameters::Written(Box::new(|_, out| {
-            write(out);
-            Ok(())
-        })))?;
-        ready(self.candidate.as_mut())?.evaluator.set_log_odds_gradient(self.evals[eval].set(self.pool)?)
-    }
-
     /// −ln p of every predicted token of every eval set under one model, read where it was stored before.
     ///
     /// `label` names the model to people.
@@ -348,13 +320,19 @@ impl Scorer<'_> {
         &self.evals[eval].key
     }
 
-    /// Overwrites the parameters of the model; returns the seconds it took.
+    /// Overwrites the parameters of the model that is scored; returns the seconds it took.
     fn set(&mut self, parameters: Parameters<'_>) -> Result<f64> {
+        self.set_for(Purpose::Scores, parameters)
+    }
+
+    /// Overwrites the parameters of a model for a purpose, the only one on the device.
+    pub(super) fn set_for(&mut self, purpose: Purpose, parameters: Parameters<'_>) -> Result<f64> {
+        self.candidate.take_if(|candidate| candidate.purpose != purpose);
         let candidate = if let Some(candidate) = &mut self.candidate {
             candidate
         } else {
             self.pool.refuse_impossible_scoring()?;
-            let candidate = self.candidate.insert(Candidate::new(self.pool)?);
+            let candidate = self.candidate.insert(Candidate::new(self.pool, purpose)?);
             candidate.expect(std::mem::take(&mut self.expected).into_iter());
             candidate
         };
@@ -378,6 +356,6 @@ impl Scorer<'_> {
     }
 }
 
-fn ready(candidate: Option<&mut Candidate>) -> Result<&mut Candidate> {
+pub(super) fn ready(candidate: Option<&mut Candidate>) -> Result<&mut Candidate> {
     candidate.ok_or_else(|| Error::Usage("nothing was merged".into()))
 }

@@ -1,9 +1,11 @@
 //! Training in the pool: the object of a recipe, trained first when it is missing.
 
+use super::device_memory::Passage;
 use super::settings::SeedTraining;
 use super::{DataShare, MANIFEST, Manifest, OnlineCost, Partition, Pool, Recipe, Start, TOKENIZER};
 use crate::error::{Error, Result};
 use crate::files::{self, Staging};
+use crate::kernels::Compute;
 use crate::mixture::Mixture;
 use crate::model::{FloatType, write_description, write_tensors_as};
 use crate::progress::Observer;
@@ -109,7 +111,7 @@ impl Pool {
         };
         let save = |state: &State| claim.check().and_then(|()| state.save(&state_path));
         let state = match &recipe.online {
-            Some(online) => self.train_online(recipe, online, load()?, (name, observer), save)?,
+            Some(online) => self.train_online(recipe, online, load, (name, observer), save)?,
             None => self.train_mixed(recipe, load, (name, observer), save)?,
         };
         let like = self.origin_folder();
@@ -129,24 +131,36 @@ impl Pool {
         mut save: impl FnMut(&State) -> Result<()>,
     ) -> Result<State> {
         let compute = self.training_device(recipe.train.precision)?;
-        let run = |size| {
-            let train = TrainConfig { micro_batch_size: size, ..recipe.train.clone() };
+        self.train_as_fits(&compute, &recipe.train, 0, (name, observer), |train, recomputes| {
             let mut batches = self.batches(recipe)?;
-            let mut trainer = Trainer::on(&compute, &recipe.model, &self.layout, &train, load()?)?;
+            let trainer = Trainer::on(&compute, &recipe.model, &self.layout, train, load()?)?;
+            let mut trainer = trainer.recomputing(recomputes);
             trainer.run(&mut batches, name, observer, SAVE_EVERY, &mut save)?;
             trainer.state()
+        })
+    }
+
+    /// Runs a training with the micro-batch that fits the device, and whether to compute activations again there; with less where the
+    /// device runs out of memory. `beside` as for [`Pool::fitting_passage`].
+    pub(super) fn train_as_fits<T>(
+        &self,
+        compute: &Compute,
+        train: &TrainConfig,
+        beside: u64,
+        (name, observer): (&str, &dyn Observer),
+        mut run: impl FnMut(&TrainConfig, bool) -> Result<T>,
+    ) -> Result<T> {
+        let run = |Passage { micro_batch, recomputes }| {
+            run(&TrainConfig { micro_batch_size: micro_batch, ..train.clone() }, recomputes)
         };
-        in_smaller_batches(
-            recipe.train.micro_batch_size,
-            self.fitting_micro_batch(&compute, &recipe.train)?,
-            run,
-            |size| {
-                observer.note(&format!(
-                    "{name}: {size} sequences at a time fit '{}'; the result is the same up to rounding",
-                    compute.name()
-                ));
-            },
-        )
+        let first = self.fitting_passage(compute, train, beside)?;
+        in_smaller_passages(train.micro_batch_size, first, run, |Passage { micro_batch, recomputes }| {
+            let again = if recomputes { ", activations being computed again in the backward pass" } else { "" };
+            observer.note(&format!(
+                "{name}: {micro_batch} sequences at a time fit '{}'{again}; the result is the same up to rounding",
+                compute.name()
+            ));
+        })
     }
 
     /// The parameters training starts from; none for a start from scratch.
@@ -266,30 +280,28 @@ impl Pool {
     }
 }
 
-/// Runs with `size` sequences at a time, and with half as many as long as a device has no room for them. `less` is told of sizes
-/// below the one that was asked for.
-fn in_smaller_batches<T>(
+/// Runs as said, and with less as long as a device has no room for it. `less` is told of what is below `asked` sequences at a time
+/// with all activations kept.
+fn in_smaller_passages<T>(
     asked: usize,
-    mut size: usize,
-    mut run: impl FnMut(usize) -> Result<T>,
-    less: impl Fn(usize),
+    mut passage: Passage,
+    mut run: impl FnMut(Passage) -> Result<T>,
+    less: impl Fn(Passage),
 ) -> Result<T> {
     loop {
-        if size < asked {
-            less(size);
+        if passage.micro_batch < asked || passage.recomputes {
+            less(passage);
         }
-        match run(size) {
-            Err(error) if error.is_out_of_memory() && size > 1 => size = size.div_ceil(2),
-            Err(error) if error.is_out_of_memory() => {
-                let remedy =
-                    "end what else runs on the GPU, take a smaller model or 'sequence_length', or use --device cpu";
-                return Err(Error::OutOfMemory(format!(
-                    "the GPU has no room to train one sequence at a time; {remedy}"
-                )));
-            }
+        match run(passage) {
+            Err(error) if error.is_out_of_memory() => match passage.smaller() {
+                Some(smaller) => passage = smaller,
+                None => break,
+            },
             done => return done,
         }
     }
+    let remedy = "end what else runs on the GPU, take a smaller model or 'sequence_length', or use --device cpu";
+    Err(Error::OutOfMemory(format!("the GPU has no room to train one sequence at a time; {remedy}")))
 }
 
 /// Σ|θ − θ₀| / Σ(|θ| + |θ₀|): 0 when nothing moved, 1 when nothing is left.
@@ -327,15 +339,25 @@ mod tests {
     fn what_does_not_fit_is_tried_in_halves() {
         let full = || Error::Tensor(candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY)".into()));
         let told = RefCell::new(Vec::new());
-        let fits_at_most = |limit: usize| move |size: usize| if size > limit { Err(full()) } else { Ok(size) };
-        let tell = |size| told.borrow_mut().push(size);
-        assert_eq!(in_smaller_batches(16, 16, fits_at_most(16), tell).unwrap(), 16);
+        // What a sequence takes is 2, and 1 when its activations are computed again.
+        let takes = |passage: Passage| passage.micro_batch * if passage.recomputes { 1 } else { 2 };
+        let fits_at_most =
+            |limit: usize| move |passage: Passage| if takes(passage) > limit { Err(full()) } else { Ok(()) };
+        let tell = |passage: Passage| told.borrow_mut().push((passage.micro_batch, passage.recomputes));
+        let run = |size, limit| {
+            told.borrow_mut().clear();
+            in_smaller_passages(size, Passage { micro_batch: size, recomputes: false }, fits_at_most(limit), tell)
+        };
+        run(16, 32).unwrap();
         assert!(told.borrow().is_empty());
-        assert_eq!(in_smaller_batches(12, 12, fits_at_most(3), tell).unwrap(), 3);
-        assert_eq!(*told.borrow(), [6, 3]);
-        let said = in_smaller_batches(2, 2, fits_at_most(0), tell).unwrap_err();
+        run(12, 6).unwrap();
+        assert_eq!(*told.borrow(), [(6, false), (3, false)]);
+        run(2, 1).unwrap();
+        assert_eq!(*told.borrow(), [(1, false), (1, true)]);
+        let said = run(2, 0).unwrap_err();
         assert!(matches!(said, Error::OutOfMemory(_)), "{said}");
-        let other = |_: usize| -> Result<usize> { Err(Error::Usage("another".into())) };
-        assert!(matches!(in_smaller_batches(8, 8, other, tell).unwrap_err(), Error::Usage(_)));
+        let other = |_: Passage| -> Result<()> { Err(Error::Usage("another".into())) };
+        let whole = Passage { micro_batch: 8, recomputes: false };
+        assert!(matches!(in_smaller_passages(8, whole, other, tell).unwrap_err(), Error::Usage(_)));
     }
 }

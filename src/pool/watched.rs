@@ -12,11 +12,17 @@ use crate::text::Batches;
 use crate::train::{CurvePoint, Pace, State, Trainer, take_steps};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Someone who takes the steps of a run and keeps what they show.
 pub trait Watch {
     /// What is kept of one step.
     type Seen: Serialize + DeserializeOwned;
+
+    /// Bytes a parameter that watching takes on the device of the training.
+    fn beside(&self) -> u64 {
+        0
+    }
 
     /// Takes the next step.
     fn step(&mut self, trainer: &mut Trainer<'_>, batches: &mut Batches) -> Result<(CurvePoint, Self::Seen)>;
@@ -40,47 +46,44 @@ impl Pool {
         observer: &dyn Observer,
         watch: &mut W,
     ) -> Result<Vec<W::Seen>> {
-        self.needs_cpu("training that a method watches")?;
         let id = files::hash(key.as_bytes());
         let claim = self.claim(&id, name)?;
         let path = |kind: &str| self.root().join("work").join(format!("{id}.{kind}"));
         let (state_path, seen_path) = (path("state"), path("seen"));
-        let mut seen: Vec<W::Seen> = Vec::new();
-        let state = match State::load(&state_path, self.layout())? {
-            Some(state) => {
-                let mut stored: Value = files::read_json(&seen_path).map_err(Error::missing_is_damage)?;
-                let list = if stored.is_object() { stored["seen"].take() } else { stored }; // a bare list before it had a checksum
-                seen = serde_json::from_value(list).map_err(|error| Error::damaged(&seen_path, error.to_string()))?;
-                seen.truncate(state.step as usize); // it may have been stored once more than the state
-                state
-            }
-            None => State::fresh(self.start_values(recipe)?),
-        };
-        let train = &recipe.train;
-        let mut batches = self.batches(recipe)?;
-        batches.skip(state.step * train.batch_size as u64);
-        let done = state.step;
-        let trainer = Trainer::new(&recipe.model, self.layout(), train, state)?;
-        let mut run = (trainer, seen);
-        let save = |(trainer, seen): &(Trainer<'_>, Vec<W::Seen>)| {
-            claim.check()?;
-            files::publish(&seen_path, &files::to_sealed_json(&json!({ "seen": seen }))?)?;
-            trainer.state()?.save(&state_path)
-        };
-        take_steps(
-            train,
-            done,
-            Pace { name, observer, save_every: SAVE_EVERY },
-            &mut run,
-            |(trainer, seen)| {
-                let (point, new) = watch.step(trainer, &mut batches)?;
-                seen.push(new);
-                Ok(point)
-            },
-            save,
-        )?;
-        save(&run)?; // what comes of it is not stored yet
-        Ok(run.1)
+        let compute = self.training_device(recipe.train.precision)?;
+        self.train_as_fits(&compute, &recipe.train, watch.beside(), (name, observer), |train, recomputes| {
+            let (state, seen) = match State::load(&state_path, self.layout())? {
+                Some(state) => {
+                    let seen = read_seen(&seen_path, state.step)?;
+                    (state, seen)
+                }
+                None => (State::fresh(self.start_values(recipe)?), Vec::new()),
+            };
+            let mut batches = self.batches(recipe)?;
+            batches.skip(state.step * train.batch_size as u64);
+            let done = state.step;
+            let trainer = Trainer::on(&compute, &recipe.model, self.layout(), train, state)?.recomputing(recomputes);
+            let mut run: (Trainer<'_>, Vec<W::Seen>) = (trainer, seen);
+            let save = |(trainer, seen): &(Trainer<'_>, Vec<W::Seen>)| {
+                claim.check()?;
+                files::publish(&seen_path, &files::to_sealed_json(&json!({ "seen": seen }))?)?;
+                trainer.state()?.save(&state_path)
+            };
+            take_steps(
+                train,
+                done,
+                Pace { name, observer, save_every: SAVE_EVERY },
+                &mut run,
+                |(trainer, seen)| {
+                    let (point, new) = watch.step(trainer, &mut batches)?;
+                    seen.push(new);
+                    Ok(point)
+                },
+                save,
+            )?;
+            save(&run)?; // what comes of it is not stored yet
+            Ok(run.1)
+        })
     }
 
     /// Drops what is kept of a watched run, once what came of it is stored.
@@ -89,4 +92,13 @@ impl Pool {
         remove_if_there(&self.state_path(&id))?;
         remove_if_there(&self.root().join("work").join(format!("{id}.seen")))
     }
+}
+
+/// What was seen of the first `steps` steps of a run.
+fn read_seen<S: DeserializeOwned>(path: &Path, steps: u64) -> Result<Vec<S>> {
+    let mut stored: Value = files::read_json(path).map_err(Error::missing_is_damage)?;
+    let list = if stored.is_object() { stored["seen"].take() } else { stored }; // a bare list before it had a checksum
+    let mut seen: Vec<S> = serde_json::from_value(list).map_err(|error| Error::damaged(path, error.to_string()))?;
+    seen.truncate(steps as usize); // it may have been stored once more than the state
+    Ok(seen)
 }

@@ -6,7 +6,8 @@
 use super::{CurvePoint, Pace, State, TrainConfig, take_steps};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    AdamW, Exec, Into, Matrix, MatrixMut, adamw_step, fill_zero, matmul, rewrite, sum_of_squares, values,
+    AdamW, Compute, Exec, Into, Matrix, MatrixMut, Precision, adamw_step, fill_zero, matmul, rewrite, sum_of_squares,
+    values,
 };
 use crate::model::{Layout, ModelConfig, Sequences, Transformer, Weights};
 use crate::progress::Observer;
@@ -125,8 +126,9 @@ pub struct AdapterTrainer<'a> {
     config: &'a TrainConfig,
     adapters: &'a Adapters,
     base: &'a [f32],
+    compute: Compute,
     model: Transformer,
-    merged: Tensor,
+    merged: Tensor, // with its gradient, where the model runs; the adapters are on the processor
     whole: Tensor,
     views: Weights,
     values: Tensor,
@@ -138,7 +140,7 @@ pub struct AdapterTrainer<'a> {
 }
 
 impl<'a> AdapterTrainer<'a> {
-    /// Starts from a state of adapters, fresh or as it was stored, of a model with parameters `base`.
+    /// Starts on the processor from a state of adapters, fresh or as it was stored, of a model with parameters `base`.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when the layout does not fit the model.
@@ -150,27 +152,53 @@ impl<'a> AdapterTrainer<'a> {
         adapters: &'a Adapters,
         state: State,
     ) -> Result<Self> {
-        let zeros = |length: usize| Tensor::zeros(length, DType::F32, &Device::Cpu);
+        Self::on(&Compute::cpu(), model, layout, config, base, adapters, state)
+    }
+
+    /// As [`AdapterTrainer::new`], the model running in f32 wherever `compute` says; what concerns the adapters alone, their update too, stays
+    /// on the processor.
+    ///
+    /// # Errors
+    /// As [`AdapterTrainer::new`], and those of the device.
+    pub fn on(
+        compute: &Compute,
+        model: &ModelConfig,
+        layout: &Layout,
+        config: &'a TrainConfig,
+        base: &'a [f32],
+        adapters: &'a Adapters,
+        state: State,
+    ) -> Result<Self> {
+        let compute = compute.in_precision(Precision::F32);
+        let zeros = |length: usize, device: &Device| Tensor::zeros(length, DType::F32, device);
         let flat = |values: Vec<f32>| -> Result<Tensor> {
             let length = values.len();
             Ok(Tensor::from_vec(values, length, &Device::Cpu)?)
         };
-        let (merged, whole) = (zeros(layout.len())?, zeros(layout.len())?);
+        let (merged, whole) = (zeros(layout.len(), compute.device())?, zeros(layout.len(), compute.device())?);
         Ok(Self {
             config,
             adapters,
             base,
-            model: Transformer::new(model, layout, &merged, config.sequence_length, Exec::Split)?,
+            model: Transformer::new(model, layout, &merged, config.sequence_length, compute.exec())?,
             views: Weights::views(model, layout, &whole)?,
+            compute,
             merged,
             whole,
-            gradient: zeros(state.parameters.len())?,
+            gradient: zeros(state.parameters.len(), &Device::Cpu)?,
             values: flat(state.parameters)?,
             first: flat(state.first)?,
             second: flat(state.second)?,
             step: state.step,
             curve: state.curve,
         })
+    }
+
+    /// As [`Trainer::recomputing`](super::Trainer::recomputing).
+    #[must_use]
+    pub fn recomputing(mut self, recomputes: bool) -> Self {
+        self.model = self.model.recomputing(recomputes);
+        self
     }
 
     /// Runs to the end of the schedule; returns the adapters. `save` is called as by [`Trainer::run`](super::Trainer::run).
@@ -205,11 +233,8 @@ impl<'a> AdapterTrainer<'a> {
     pub fn step(&mut self, batch: &Batch) -> Result<CurvePoint> {
         let length = self.config.sequence_length;
         let tokens = self.config.micro_batch_size * length;
-        rewrite(&self.merged, |out| {
-            self.adapters.merge(self.base, &values(&self.values)?, out);
-            Ok(())
-        })?;
-        fill_zero(&self.whole)?;
+        self.merge()?;
+        fill_zero(self.compute.exec(), &self.whole)?;
         let mut loss = 0.0;
         for (inputs, targets) in batch.inputs.chunks(tokens).zip(batch.targets.chunks(tokens)) {
             let share = inputs.len() as f64 / batch.inputs.len() as f64;
@@ -217,8 +242,9 @@ impl<'a> AdapterTrainer<'a> {
             let sequences = Sequences { tokens: inputs, lengths: &lengths };
             loss += share * self.model.loss_and_gradient(sequences, None, targets, share as f32, &self.views)?;
         }
+        let whole = self.whole.to_vec1::<f32>()?;
         rewrite(&self.gradient, |out| {
-            self.adapters.gradient(&values(&self.values)?, &values(&self.whole)?, out);
+            self.adapters.gradient(&values(&self.values)?, &whole, out);
             Ok(())
         })?;
         let norm = sum_of_squares(&self.gradient)?.sqrt();
@@ -227,6 +253,21 @@ impl<'a> AdapterTrainer<'a> {
             return Err(Error::NotFinite { what: format!("loss {loss} or its gradient"), place });
         }
         self.update(norm, loss)
+    }
+
+    /// Overwrites the model's parameters by those that the adapters make.
+    fn merge(&self) -> Result<()> {
+        let merge = |out: &mut [f32]| -> Result<()> {
+            self.adapters.merge(self.base, &values(&self.values)?, out);
+            Ok(())
+        };
+        if !self.compute.is_queued() {
+            return rewrite(&self.merged, merge);
+        }
+        let mut merged = vec![0f32; self.base.len()];
+        merge(&mut merged)?;
+        let merged = Tensor::from_vec(merged, self.base.len(), self.compute.device())?;
+        Ok(self.merged.slice_set(&merged, 0, 0)?)
     }
 
     /// The state now; its parameters are the adapters, in the order of their layout.

@@ -96,13 +96,13 @@ impl Trainer<'_> {
                 direction.iter_mut().zip(&scales).for_each(|(value, scale)| *value *= scale);
             }
         }
-        let directions = Directions::new(&directions);
+        let directions = Directions::on(&self.compute, &directions)?;
         let (loss, mut first) = self.accumulate(&drawn, Some(&directions))?;
-        let norm = self.check(loss, name)?;
-        let size = self.config.rate_at(self.step) * self.config.gradient_scale(norm);
+        let point = self.descend(loss, name)?;
+        let size = point.learning_rate * self.config.gradient_scale(point.gradient_norm);
         first.iter_mut().flatten().for_each(|product| *product *= -size);
         let second = first.split_off(losses);
-        Ok((self.advance(loss, norm)?, Values { units, first, second }))
+        Ok((point, Values { units, first, second }))
     }
 
     /// What the update multiplies every derivative with, besides rate and clip factor.
@@ -141,10 +141,7 @@ impl Trainer<'_> {
 /// Takes the inner products with one part of the gradients.
 pub(super) fn add(along: &mut Along<'_>, part: &Part<'_>) -> Result<()> {
     match part.factors {
-        Factors::Linear { first_row, inputs, outputs, width } => {
-            along.add_linear(part.offset, first_row, inputs, outputs, width);
-            Ok(())
-        }
+        Factors::Linear { first_row, inputs, outputs } => along.add_linear(part.offset, first_row, inputs, outputs),
         Factors::Bias { outputs } => along.add_bias(part.offset, outputs),
         Factors::Norm { inputs, outputs, eps } => along.add_norm(part.offset, inputs, outputs, eps),
         Factors::LayerNorm { inputs, outputs, eps } => along.add_layer_norm(part.offset, inputs, outputs, eps),

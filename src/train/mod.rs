@@ -19,7 +19,7 @@ pub use state::State;
 pub use steps::{Pace, take_steps};
 
 use crate::error::{Error, Result};
-use crate::kernels::{AdamW, Along, Compute, Directions, adamw_step, sum_of_squares};
+use crate::kernels::{AdamW, Along, Compute, Directions, adamw_step, fill_zero, sum_of_squares};
 use crate::model::{Layout, ModelConfig, Sequences, Transformer, Weights};
 use crate::progress::Observer;
 use crate::text::{Batch, Batches};
@@ -46,6 +46,7 @@ pub struct CurvePoint {
 pub struct Trainer<'a> {
     config: &'a TrainConfig,
     layout: &'a Layout,
+    compute: Compute,
     model: Transformer,
     parameters: Tensor,
     first: Tensor,
@@ -88,6 +89,7 @@ impl<'a> Trainer<'a> {
         Ok(Self {
             config,
             layout,
+            compute: compute.clone(),
             model: Transformer::new(model, layout, weights, config.sequence_length, compute.exec())?,
             gradient_views: Weights::views(model, layout, &gradient)?,
             parameters,
@@ -98,6 +100,13 @@ impl<'a> Trainer<'a> {
             curve: state.curve,
             queue,
         })
+    }
+
+    /// The run computing activations again in the backward pass from now on, or not: see [`Transformer::recomputing`].
+    #[must_use]
+    pub fn recomputing(mut self, recomputes: bool) -> Self {
+        self.model = self.model.recomputing(recomputes);
+        self
     }
 
     /// Runs to the end of the schedule. `save` is called with the state every `save_every` seconds of work, and before
@@ -140,6 +149,11 @@ impl<'a> Trainer<'a> {
 
     /// Updates the parameters by the gradient of a batch whose mean loss this was.
     fn descend(&mut self, loss: f64, name: &str) -> Result<CurvePoint> {
+        if let Some(queue) = self.queue.take() {
+            let point = self.queued_descent(&queue, loss, name);
+            self.queue = Some(queue);
+            return point;
+        }
         let norm = self.check(loss, name)?;
         self.advance(loss, norm)
     }
@@ -197,7 +211,7 @@ impl<'a> Trainer<'a> {
     /// Fills the gradient from the sequences of one step. Returns their mean loss and, for every direction, its inner
     /// product with what each sequence adds to the gradient.
     fn accumulate(&mut self, drawn: &[Batch], directions: Option<&Directions>) -> Result<(f64, Vec<Vec<f64>>)> {
-        crate::kernels::fill_zero(&self.gradient)?;
+        fill_zero(self.compute.exec(), &self.gradient)?;
         let TrainConfig { batch_size, sequence_length, .. } = *self.config;
         let mut products = vec![Vec::new(); directions.map_or(0, Directions::count)];
         let mut loss = 0.0;
@@ -210,12 +224,12 @@ impl<'a> Trainer<'a> {
                 loss += share * self.model.loss_and_gradient(inputs, None, targets, share as f32, views)?;
                 continue;
             };
-            let mut along = Along::new(directions, &lengths);
+            let mut along = Along::new(directions, &lengths)?;
             loss += share
                 * self.model.loss_and_gradient_seen(inputs, targets, share as f32, views, &mut |part| {
                     attribution::add(&mut along, &part)
                 })?;
-            let sums = along.sums();
+            let sums = along.sums()?;
             products.iter_mut().zip(sums.chunks_exact(lengths.len())).for_each(|(all, new)| all.extend(new));
         }
         Ok((loss, products))

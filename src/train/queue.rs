@@ -2,7 +2,7 @@
 
 use super::{CurvePoint, TrainConfig, Trainer};
 use crate::error::{Error, Result};
-use crate::kernels::{AdamW, Compute, DeviceAdamW, add_sum, fill_zero_queued, weighted_sums_on_device};
+use crate::kernels::{AdamW, Compute, DeviceAdamW, add_sum, fill_zero, weighted_sums_on_device};
 use crate::model::{Layout, Parameter, Sequences};
 use crate::text::Batches;
 use candle_core::{DType, Tensor};
@@ -74,25 +74,36 @@ impl Trainer<'_> {
             self.queue_step(queue, &report, batches)?;
         }
         let reports: Vec<Vec<f64>> = reports.to_vec2()?;
-        for (step, report) in (first + 1..).zip(&reports) {
-            let [loss, gradient_norm] = report[..] else {
-                return Err(Error::Usage("a report of another length".into()));
-            };
-            if !loss.is_finite() || !gradient_norm.is_finite() {
-                let what =
-                    if loss.is_finite() { format!("gradient norm {gradient_norm}") } else { format!("loss {loss}") };
-                return Err(Error::NotFinite { what, place: format!("step {step} of '{name}'") });
-            }
-            let (tokens, learning_rate) = (step * self.config.tokens_per_step(), self.config.rate_at(step - 1));
-            self.curve.push(CurvePoint { step, tokens, loss, gradient_norm, learning_rate });
-        }
+        (first + 1..).zip(&reports).try_for_each(|(step, report)| self.note(step, report, name))?;
         self.curve.last().copied().ok_or_else(|| Error::Usage("no step was taken".into()))
+    }
+
+    /// Updates the parameters by the gradient of a batch whose mean loss this was, and waits for it.
+    pub(super) fn queued_descent(&mut self, queue: &Queue, loss: f64, name: &str) -> Result<CurvePoint> {
+        let report = Tensor::new(&[loss, 0.0], self.gradient.device())?;
+        self.queue_update(queue, &report)?;
+        self.note(self.step, &report.to_vec1::<f64>()?, name)?;
+        self.curve.last().copied().ok_or_else(|| Error::Usage("no step was taken".into()))
+    }
+
+    /// Notes what a step reported: loss and norm of the gradient.
+    fn note(&mut self, step: u64, report: &[f64], name: &str) -> Result<()> {
+        let &[loss, gradient_norm] = report else {
+            return Err(Error::Usage("a report of another length".into()));
+        };
+        if !loss.is_finite() || !gradient_norm.is_finite() {
+            let what = if loss.is_finite() { format!("gradient norm {gradient_norm}") } else { format!("loss {loss}") };
+            return Err(Error::NotFinite { what, place: format!("step {step} of '{name}'") });
+        }
+        let (tokens, learning_rate) = (step * self.config.tokens_per_step(), self.config.rate_at(step - 1));
+        self.curve.push(CurvePoint { step, tokens, loss, gradient_norm, learning_rate });
+        Ok(())
     }
 
     fn queue_step(&mut self, queue: &Queue, report: &Tensor, batches: &mut Batches) -> Result<()> {
         let TrainConfig { batch_size, sequence_length, .. } = *self.config;
         let loss = report.narrow(0, 0, 1)?;
-        fill_zero_queued(&self.gradient)?;
+        fill_zero(self.compute.exec(), &self.gradient)?;
         for batch in self.draw(batches).0 {
             let lengths = vec![sequence_length; batch.inputs.len() / sequence_length];
             let inputs = Sequences { tokens: &batch.inputs, lengths: &lengths };
@@ -100,6 +111,11 @@ impl Trainer<'_> {
             let nll = self.model.queue_gradient(inputs, &batch.targets, share as f32, &self.gradient_views)?;
             add_sum(&loss, &nll, share / batch.targets.len() as f64)?;
         }
+        self.queue_update(queue, report)
+    }
+
+    /// Queues the update by the gradient; `report` has the loss and is given the gradient's norm.
+    fn queue_update(&mut self, queue: &Queue, report: &Tensor) -> Result<()> {
         queue.adamw.measure(&self.gradient, report)?;
         let options = AdamW {
             rate: self.config.rate_at(self.step),

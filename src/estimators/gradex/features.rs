@@ -2,7 +2,6 @@
 
 use super::super::{Cost, Question};
 use crate::error::Result;
-use crate::eval::Evaluator;
 use crate::files;
 use crate::kernels::Projection;
 use crate::mixture::{Mixture, Notation};
@@ -135,11 +134,13 @@ impl Meta {
 /// Trains adapters by a recipe, from where the training called `id` was stopped.
 fn train(question: &Question<'_>, recipe: &Recipe, base: &[f32], adapters: &Adapters, id: &str) -> Result<Vec<f32>> {
     let (pool, train) = (question.pool, &recipe.train);
+    let (compute, recomputes) = pool.differentiating(train.micro_batch_size * train.sequence_length)?;
     let mut batches = pool.batches(recipe)?;
     let path = pool.state_path(id);
     let fresh = || State::fresh(adapters.initial_values(train.seed));
     let state = State::load(&path, adapters.layout())?.unwrap_or_else(fresh);
-    let trainer = AdapterTrainer::new(&recipe.model, pool.layout(), train, base, adapters, state)?;
+    let trainer = AdapterTrainer::on(&compute, &recipe.model, pool.layout(), train, base, adapters, state)?;
+    let trainer = trainer.recomputing(recomputes);
     let save = |state: &State| state.save(&path);
     trainer.run(&mut batches, "adapters of all partitions", question.observer, SAVE_EVERY, save)
 }
@@ -244,7 +245,7 @@ const FEATURES: &str = "features";
 fn measure(pool: &Pool, meta: &Meta, batch: &Batch, projection: Projection, key: &str) -> Result<Cost> {
     let start = Instant::now();
     let length = pool.settings().expert.sequence_length;
-    let evaluator = Evaluator::new(&pool.settings().model, pool.layout(), length)?;
+    let evaluator = pool.differentiator(length, length)?;
     evaluator.set(|out| {
         meta.write(&meta.parameters, out);
         Ok(())

@@ -6,7 +6,6 @@ use super::super::{Options, Question};
 use super::Fitted;
 use super::features::{length, sequences};
 use crate::error::Result;
-use crate::eval::Evaluator;
 use crate::mixture::Mixture;
 use crate::pool::Pool;
 use crate::text::Batch;
@@ -55,7 +54,7 @@ pub fn linearity(
     let meta = &fitted.meta;
     let batch = all_sequences(pool, options.number("samples")?)?;
     let length_of_sequence = pool.settings().expert.sequence_length;
-    let evaluator = Evaluator::new(&pool.settings().model, pool.layout(), length_of_sequence)?;
+    let evaluator = pool.differentiator(length_of_sequence, length_of_sequence)?;
     let place = |way: &[f32], distance: f64| {
         evaluator.set(|out| {
             let moved: Vec<f32> =

@@ -197,7 +197,7 @@ impl<'a> Linear<'a> {
         let (meta, projection) = (&fitted.meta, fitted.projection);
         let mut evals = Vec::new();
         for eval in 0..question.evals.len() {
-            let (weights, key) = (&meta.id, scorer.eval_key(eval));
+            let (weights, key) = (&meta.id, scorer.gradient_key(eval)?);
             let key = format!("gradex eval version {VERSION} model {weights} eval {key} projection {projection:?}");
             evals.push(question.pool.fitted(&key, || {
                 question.observer.check()?;

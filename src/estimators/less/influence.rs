@@ -3,7 +3,7 @@
 use super::warmup::{Mark, WarmUp};
 use crate::error::{Error, Result};
 use crate::estimators::{Cost, Question};
-use crate::eval::Evaluator;
+use crate::eval::{Evaluator, gradient_pass};
 use crate::kernels::{AdamW, Directions, Projection, adamw_direction};
 use crate::text::Window;
 use serde::{Deserialize, Serialize};
@@ -49,7 +49,7 @@ pub(super) struct Influence<'a> {
 impl<'a> Influence<'a> {
     pub(super) fn new(question: &Question<'a>, warmup: WarmUp<'a>, dim: usize) -> Result<Self> {
         let scorer = question.pool.scorer(question.evals)?;
-        let evals = (0..scorer.eval_names().len()).map(|eval| scorer.eval_key(eval).to_owned()).collect();
+        let evals = (0..scorer.eval_names().len()).map(|eval| scorer.gradient_key(eval)).collect::<Result<_>>()?;
         let cost = warmup.cost;
         Ok(Self { question: *question, warmup, dim, evals, cost })
     }
@@ -84,7 +84,8 @@ impl<'a> Influence<'a> {
         let missing = tasks.iter().filter(|(_, key, _)| !pool.is_fitted(key)).map(|(.., windows)| windows.len() as u64);
         let missing: u64 = missing.sum();
         let length = texts.iter().flat_map(|text| &text.windows).map(|window| window.input.len()).max().unwrap_or(0);
-        let evaluator = Evaluator::new(&pool.settings().model, pool.layout(), length.max(pool.settings().window))?;
+        let length = length.max(pool.settings().window);
+        let evaluator = pool.differentiator(length, gradient_pass(length))?;
         let mut targets = None;
         if missing > 0 {
             observer.begin(&format!("take gradients at step {}", mark.step), missing, "sequences");

@@ -5,6 +5,7 @@
 #include "column_sums.cu"
 #include "cross_entropy.cu"
 #include "elementwise.cu"
+#include "inner_product.cu"
 #include "norm.cu"
 #include "rows.cu"
 #include "weighted_sum.cu"

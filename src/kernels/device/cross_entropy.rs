@@ -3,6 +3,7 @@
 use super::gemm::{Operand, gemm};
 use super::{Argument, Grid, empty, empty_like, int, launch, read, typed, upload, write};
 use crate::error::Result;
+use crate::kernels::cross_entropy::SeeRows;
 use candle_core::{DType, Tensor};
 
 /// Logits held at once, unless that is less than 128 rows: 256 MiB in f32. Every chunk passes over the whole gradient of the output
@@ -38,7 +39,8 @@ pub(crate) fn cross_entropy(tf32: bool, x: &Tensor, w: &Tensor, targets: &[u32])
     Ok(nll)
 }
 
-/// As [`cross_entropy`], and the gradients of `scale · Σ nll`: adds to `dw`, f32, and returns `dx` with the losses.
+/// As [`cross_entropy`], and the gradients of `scale · Σ nll`: adds to `dw`, f32, and returns `dx` with the losses. `see` is shown inputs and
+/// gradients of logits, some rows at a time.
 pub(crate) fn cross_entropy_backward(
     tf32: bool,
     x: &Tensor,
@@ -46,11 +48,39 @@ pub(crate) fn cross_entropy_backward(
     targets: &[u32],
     scale: f32,
     dw: &Tensor,
+    see: Option<&mut SeeRows<'_>>,
+) -> Result<(Tensor, Tensor)> {
+    backward("nll_backward", tf32, x, w, targets, scale, dw, see)
+}
+
+/// As [`cross_entropy_backward`], of the log-odds of the targets.
+pub(crate) fn log_odds_backward(
+    tf32: bool,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    scale: f32,
+    dw: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    backward("log_odds_backward", tf32, x, w, targets, scale, dw, None)
+}
+
+/// An output of each row, f64, and `dx`: `kernel` takes logits and targets, and leaves the outputs and the gradients of the logits.
+#[allow(clippy::too_many_arguments)] // those of the operators, and which it is
+fn backward(
+    kernel: &str,
+    tf32: bool,
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    scale: f32,
+    dw: &Tensor,
+    mut see: Option<&mut SeeRows<'_>>,
 ) -> Result<(Tensor, Tensor)> {
     let (n, width) = x.dims2()?;
     let vocabulary = w.dim(0)?;
     let device = x.device();
-    let nll = empty(n, DType::F64, device)?;
+    let outputs = empty(n, DType::F64, device)?;
     let targets = upload(targets.to_vec(), device)?;
     let dx = empty_like((n, width), x)?;
     let held = (chunk_rows(vocabulary).min(n), vocabulary);
@@ -60,24 +90,27 @@ pub(crate) fn cross_entropy_backward(
         let (logits, dlogits) = (logits.narrow(0, 0, rows)?, dlogits.narrow(0, 0, rows)?);
         let x = x.narrow(0, first, rows)?;
         gemm(tf32, &logits, false, Operand::plain(&x), Operand::transposed(w))?;
-        let (nll, targets) = (nll.narrow(0, first, rows)?, targets.narrow(0, first, rows)?);
+        let (outputs, targets) = (outputs.narrow(0, first, rows)?, targets.narrow(0, first, rows)?);
         launch(
             device,
-            &typed("nll_backward", &x)?,
+            &typed(kernel, &x)?,
             Grid::new([rows, 1, 1], THREADS),
             &[
                 write(&dlogits)?,
                 read(&logits)?,
                 read(&targets)?,
-                write(&nll)?,
+                write(&outputs)?,
                 int(vocabulary)?,
                 Argument::Float(scale),
             ],
         )?;
         gemm(tf32, &dx.narrow(0, first, rows)?, false, Operand::plain(&dlogits), Operand::plain(w))?;
         gemm(tf32, dw, true, Operand::transposed(&dlogits), Operand::plain(&x))?;
+        if let Some(see) = &mut see {
+            see(first, &x, &dlogits)?;
+        }
     }
-    Ok((nll, dx))
+    Ok((outputs, dx))
 }
 
 /// Adds `factor · Σ values` to a single f64.

@@ -55,6 +55,6 @@ pub(in crate::kernels) fn add(y: &Tensor, x: &Tensor) -> Result<()> {
 }
 
 /// Sets every value of an f32 tensor to 0.
-pub(crate) fn fill_zero(x: &Tensor) -> Result<()> {
+pub(in crate::kernels) fn fill_zero(x: &Tensor) -> Result<()> {
     launch(x.device(), "fill_zero", Grid::over(x.elem_count(), THREADS), &[write(x)?, count(x)])
 }

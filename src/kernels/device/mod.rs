@@ -5,6 +5,7 @@
 //! A tensor on the processor is taken by the emulation, one on a GPU by CUDA.
 
 mod adamw;
+mod along;
 mod attention;
 mod choice;
 mod compute;
@@ -17,6 +18,7 @@ mod elementwise;
 #[cfg(feature = "cuda-emulation")]
 mod emulated;
 mod gemm;
+mod inner_product;
 mod norm;
 mod places;
 mod rows;
@@ -24,13 +26,14 @@ mod streamed;
 mod weighted_sum;
 
 pub(crate) use adamw::DeviceAdamW;
+pub(super) use along::DeviceAlong;
 pub(super) use attention::{attention, attention_backward};
 pub use choice::{DeviceChoice, DeviceMemory};
 pub use compute::{Compute, Precision};
-pub(crate) use cross_entropy::{add_sum, cross_entropy, cross_entropy_backward};
-pub(crate) use elementwise::fill_zero;
-pub(super) use elementwise::{add, gelu, swiglu, swiglu_backward};
+pub(crate) use cross_entropy::{add_sum, cross_entropy, cross_entropy_backward, log_odds_backward};
+pub(super) use elementwise::{add, fill_zero, gelu, swiglu, swiglu_backward};
 pub(super) use gemm::{Operand, gemm, product};
+pub(super) use inner_product::{Rows, add_inner_products};
 pub(super) use norm::{NormKind, column_sums, norm, norm_backward};
 pub(super) use rows::{add_by_id, gather, join_fused, rope, scatter, split_fused, table};
 pub use streamed::{Source, StreamedSums};

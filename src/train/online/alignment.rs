@@ -9,7 +9,7 @@ use crate::text::Batch;
 impl Trainer<'_> {
     /// Fills the gradient with that of a batch's mean loss; returns the mean loss of each sequence, in nats per token.
     pub(super) fn gradient_of(&mut self, batch: &Batch) -> Result<Vec<f64>> {
-        fill_zero(&self.gradient)?;
+        fill_zero(self.compute.exec(), &self.gradient)?;
         let length = self.config.sequence_length;
         let total = batch.targets.len();
         let micro = self.config.micro_batch_size.max(1) * length;
@@ -31,11 +31,11 @@ impl Trainer<'_> {
     /// [`Error::NotFinite`] when one is NaN or infinite.
     pub fn alignments(&mut self, target: &Batch, batches: impl Iterator<Item = Batch>) -> Result<Vec<f64>> {
         self.gradient_of(target)?;
-        let wanted: Vec<f32> = self.gradient.to_vec1()?;
+        let wanted = self.gradient.copy()?;
         let mut alignments = Vec::new();
         for (index, batch) in batches.enumerate() {
             self.gradient_of(&batch)?;
-            let alignment = dot(&wanted, &self.gradient)?;
+            let alignment = dot(self.compute.exec(), &wanted, &self.gradient)?;
             if !alignment.is_finite() {
                 let place = format!("after step {}", self.step);
                 return Err(Error::NotFinite { what: format!("alignment {alignment} of domain {}", index + 1), place });

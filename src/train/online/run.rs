@@ -3,6 +3,7 @@
 use super::super::{CurvePoint, Pace, State, TrainConfig, Trainer, take_steps};
 use super::{Alignments, Method, Policy, Progress, Seen, Weighting};
 use crate::error::{Error, Result};
+use crate::kernels::Compute;
 use crate::model::{Layout, ModelConfig};
 use crate::progress::Observer;
 use crate::rng::Stream;
@@ -34,12 +35,28 @@ pub struct OnlineTrainer<'a> {
 }
 
 impl<'a> OnlineTrainer<'a> {
-    /// Starts from a state: fresh, or as it was stored.
+    /// Starts on the processor from a state: fresh, or as it was stored.
     ///
     /// # Errors
     /// [`Error::Usage`] when the method compares gradients and there is no target; [`Error::Mismatch`] when the layout
     /// does not fit the model.
     pub fn new(
+        model: &ModelConfig,
+        layout: &'a Layout,
+        config: &'a TrainConfig,
+        method: &'a Method,
+        sources: OnlineSources,
+        state: State,
+    ) -> Result<Self> {
+        Self::on(&Compute::cpu(), model, layout, config, method, sources, state)
+    }
+
+    /// As [`OnlineTrainer::new`], wherever `compute` says.
+    ///
+    /// # Errors
+    /// As [`OnlineTrainer::new`], and those of the device.
+    pub fn on(
+        compute: &Compute,
         model: &ModelConfig,
         layout: &'a Layout,
         config: &'a TrainConfig,
@@ -72,8 +89,15 @@ impl<'a> OnlineTrainer<'a> {
         sources.domains.go_on_from(&progress.drawn);
         sources.probes.go_on_from(&progress.probed);
         sources.target.iter_mut().for_each(|target| target.go_on_from(&[progress.target_drawn]));
-        let trainer = Trainer::new(model, layout, config, state)?;
+        let trainer = Trainer::on(compute, model, layout, config, state)?;
         Ok(Self { config, method, policy, trainer, sources, progress })
+    }
+
+    /// As [`Trainer::recomputing`].
+    #[must_use]
+    pub fn recomputing(mut self, recomputes: bool) -> Self {
+        self.trainer = self.trainer.recomputing(recomputes);
+        self
     }
 
     /// Runs to the end of the schedule, as [`Trainer::run`] does.
