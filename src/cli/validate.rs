@@ -7,8 +7,6 @@ use super::{NotationArgs, Session, print};
 use crate::error::{Error, Result};
 use crate::estimators::{Answer, Gives, METHODS, Method, OptionRow, Spec, stored};
 use crate::mixture::Mixture;
-use crate::pool::Pool;
-use crate::progress::Observer;
 use crate::rank::compare;
 use crate::report::{AgreementLine, AgreementRow, Format, render, write_csv};
 use crate::rng::Stream;
