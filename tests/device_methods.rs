@@ -8,7 +8,7 @@ pub(crate) mod common;
 mod world;
 
 use common::assert_within;
-use mixpool::estimators::{Estimator, Question, Spec, linearity};
+use mixpool::estimators::{Question, Spec, linearity};
 use mixpool::kernels::{DeviceChoice, Precision};
 use mixpool::mixture::{Mixture, Notation};
 use mixpool::pool::Pool;
