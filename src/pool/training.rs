@@ -154,13 +154,18 @@ impl Pool {
             run(&TrainConfig { micro_batch_size: micro_batch, ..train.clone() }, recomputes)
         };
         let first = self.fitting_passage(compute, train, beside)?;
-        in_smaller_passages(train.micro_batch_size, first, run, |Passage { micro_batch, recomputes }| {
-            let again = if recomputes { ", activations being computed again in the backward pass" } else { "" };
-            observer.note(&format!(
-                "{name}: {micro_batch} sequences at a time fit '{}'{again}; the result is the same up to rounding",
-                compute.name()
-            ));
-        })
+        in_smaller_passages(
+            train.micro_batch_size.min(train.batch_size),
+            first,
+            run,
+            |Passage { micro_batch, recomputes }| {
+                let again = if recomputes { ", activations being computed again in the backward pass" } else { "" };
+                observer.note(&format!(
+                    "{name}: {micro_batch} sequences at a time fit '{}'{again}; the result is the same up to rounding",
+                    compute.name()
+                ));
+            },
+        )
     }
 
     /// The parameters training starts from; none for a start from scratch.
