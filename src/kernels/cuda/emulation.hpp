@@ -81,6 +81,7 @@ template <auto F> void invoke(void** arguments) { call<F>(F, arguments, indices(
     static void name(__VA_ARGS__);                                                                                       \
     static emulation::Registered registered_##name(#name, threads, &emulation::invoke<&name>, &name);                    \
     static void name(__VA_ARGS__)
+#define RESIDENT_KERNEL(threads, blocks, name, ...) KERNEL(threads, name, __VA_ARGS__)
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(emulation::dynamic_shared())
 
 inline void __syncthreads() { emulation::wait_for_block(); }

@@ -37,7 +37,7 @@ impl Attention {
         Ok(Self { path, heads, places: places(lengths, q.device())? })
     }
 
-    /// Bytes of shared memory for some tiles of rows that pass by.
+    /// A grid with shared memory for so many tiles and scores of the plain path, or rows of the other.
     fn grid(&self, heads: usize, plain: [usize; 2], tiled_rows: usize) -> Result<Grid> {
         let dim = self.heads.dim;
         let (tiles, threads, shared) = match self.path {
@@ -80,7 +80,7 @@ pub(in crate::kernels) fn attention(
     let lse = empty((q.dim(0)?, heads.queries), DType::F32, q.device())?;
     let mut arguments = vec![write(&out)?, write(&lse)?, read(q)?, read(k)?, read(v)?];
     arguments.extend(attention.geometry()?);
-    let grid = attention.grid(heads.queries, [3, 2], 2 * 64)?;
+    let grid = attention.grid(heads.queries, [3, 2], 4 * 64)?;
     launch(q.device(), &attention.kernel("", q)?, grid, &arguments)?;
     Ok((out, lse))
 }
@@ -115,11 +115,11 @@ pub(in crate::kernels) fn attention_backward(
     };
     let wide = heads.dim == 64; // tiles that pass by are half as long for 128, which takes twice the registers
     let dq = empty_like(q.shape(), q)?;
-    run("_queries", &[&dq], attention.grid(heads.queries, [4, 1], 2 * if wide { 64 } else { 32 })?)?;
+    run("_queries", &[&dq], attention.grid(heads.queries, [4, 1], 4 * if wide { 64 } else { 32 })?)?;
     let (dk, dv) = (empty_like(k.shape(), k)?, empty_like(v.shape(), v)?);
     let passing = if wide { 32 } else { 16 };
-    let mut grid = attention.grid(heads.keys, [4, 2], 2 * 64 + 2 * passing)?;
-    grid.shared += 2 * 4 * passing as u32; // log-sum-exp and delta of the queries that pass by
+    let mut grid = attention.grid(heads.keys, [4, 2], 2 * 64 + 4 * passing)?;
+    grid.shared += 4 * 4 * passing as u32; // log-sum-exp and delta of the queries that pass by, two stages
     run("_keys", &[&dk, &dv], grid)?;
     Ok((dq, dk, dv))
 }
