@@ -198,9 +198,25 @@ __device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16*
     put<D>(out, sums, factors, tile.first, tile.rows, heads, head);
 }
 
+// Σ out · dout over the row of a fragment: what the softmax's gradient subtracts.
+template <int D> __device__ inline void deltas(float (&sums)[2], const uint32_t (&out)[D / 16][4], const uint32_t (&dout)[D / 16][4]) {
+    auto low = [](uint32_t both) { return __uint_as_float(both << 16); };
+    auto high = [](uint32_t both) { return __uint_as_float(both & 0xffff0000u); };
+#pragma unroll
+    for (int lower = 0; lower < 2; lower++) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int k = 0; k < D / 16; k++)
+#pragma unroll
+            for (int i = lower; i < 4; i += 2) sum += low(out[k][i]) * low(dout[k][i]) + high(out[k][i]) * high(dout[k][i]);
+        sums[lower] = row_sum(sum);
+    }
+}
+
+// dq, and delta for `backward_keys`, which runs after it.
 template <int D>
-__device__ inline void backward_queries(bf16* dq, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,
-                                        const float* delta, const unsigned* tiles, int heads, int keys, float scale) {
+__device__ inline void backward_queries(bf16* dq, float* delta, const bf16* q, const bf16* k, const bf16* v, const bf16* out,
+                                        const bf16* dout, const float* lse, const unsigned* tiles, int heads, int keys, float scale) {
     constexpr int N = D == 64 ? 64 : 32;  // keys of a tile: what registers allow
     Tile tile = attention::tile_of(tiles, SIDE, gridDim.x - 1 - blockIdx.x);
     int head = blockIdx.y, key_head = head / (heads / keys);
@@ -209,12 +225,17 @@ __device__ inline void backward_queries(bf16* dq, const bf16* q, const bf16* k, 
     fragments<D>(q_fragments, q, tile.first, tile.rows, heads, head);
     fragments<D>(d_fragments, dout, tile.first, tile.rows, heads, head);
     float offset[2], row_delta[2], sums[D / 8][4] = {}, factor = scale * LOG2E;
+    {
+        uint32_t out_fragments[D / 16][4];
+        fragments<D>(out_fragments, out, tile.first, tile.rows, heads, head);
+        deltas<D>(row_delta, out_fragments, d_fragments);
+    }
 #pragma unroll
     for (int lower = 0; lower < 2; lower++) {
         bool there = row + 8 * lower < tile.first + tile.rows;
         long long at = static_cast<long long>(row + 8 * lower) * heads + head;
         offset[lower] = there ? -lse[at] * LOG2E : 0.0f;
-        row_delta[lower] = there ? delta[at] : 0.0f;
+        if (there && lane % 4 == 0) delta[at] = row_delta[lower];
     }
     each_tile_of_keys<D, N>(k, v, tile, keys, key_head, [&](int first, const bf16* k_rows, const bf16* v_rows) {
         float p[N / 8][4] = {}, dp[N / 8][4] = {};
@@ -311,10 +332,10 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const bf16* q, const bf
                     const bf16* v, const unsigned* tiles, int heads, int keys, float scale) {                                  \
         attention_tiles::forward<D>(out, lse, q, k, v, tiles, heads, keys, scale);                                             \
     }                                                                                                                          \
-    RESIDENT_KERNEL(128, backward_blocks, attention_tiles_queries_##D, bf16* dq, const bf16* q, const bf16* k, const bf16* v,  \
-                    const bf16* dout, const float* lse, const float* delta, const unsigned* tiles, int heads, int keys,        \
-                    float scale) {                                                                                             \
-        attention_tiles::backward_queries<D>(dq, q, k, v, dout, lse, delta, tiles, heads, keys, scale);                        \
+    RESIDENT_KERNEL(128, backward_blocks, attention_tiles_queries_##D, bf16* dq, float* delta, const bf16* q, const bf16* k,   \
+                    const bf16* v, const bf16* out, const bf16* dout, const float* lse, const unsigned* tiles, int heads,      \
+                    int keys, float scale) {                                                                                   \
+        attention_tiles::backward_queries<D>(dq, delta, q, k, v, out, dout, lse, tiles, heads, keys, scale);                   \
     }                                                                                                                          \
     RESIDENT_KERNEL(128, backward_blocks, attention_tiles_keys_##D, bf16* dk, bf16* dv, const bf16* q, const bf16* k,          \
                     const bf16* v, const bf16* dout, const float* lse, const float* delta, const unsigned* tiles, int heads,   \
