@@ -327,21 +327,21 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const bf16* q, const bf
 }  // namespace attention_tiles
 
 // Blocks on a multiprocessor: what registers allow without spills.
-#define ATTENTION_TILES(D, forward_blocks, backward_blocks)                                                                   \
-    RESIDENT_KERNEL(128, forward_blocks, attention_tiles_##D, bf16* out, float* lse, const bf16* q, const bf16* k,             \
-                    const bf16* v, const unsigned* tiles, int heads, int keys, float scale) {                                  \
-        attention_tiles::forward<D>(out, lse, q, k, v, tiles, heads, keys, scale);                                             \
-    }                                                                                                                          \
-    RESIDENT_KERNEL(128, backward_blocks, attention_tiles_queries_##D, bf16* dq, float* delta, const bf16* q, const bf16* k,   \
-                    const bf16* v, const bf16* out, const bf16* dout, const float* lse, const unsigned* tiles, int heads,      \
-                    int keys, float scale) {                                                                                   \
-        attention_tiles::backward_queries<D>(dq, delta, q, k, v, out, dout, lse, tiles, heads, keys, scale);                   \
-    }                                                                                                                          \
-    RESIDENT_KERNEL(128, backward_blocks, attention_tiles_keys_##D, bf16* dk, bf16* dv, const bf16* q, const bf16* k,          \
-                    const bf16* v, const bf16* dout, const float* lse, const float* delta, const unsigned* tiles, int heads,   \
-                    int keys, float scale) {                                                                                   \
-        attention_tiles::backward_keys<D>(dk, dv, q, k, v, dout, lse, delta, tiles, heads, keys, scale);                       \
+#define ATTENTION_TILES(D, blocks)                                                                                            \
+    RESIDENT_KERNEL(128, blocks, attention_tiles_##D, bf16* out, float* lse, const bf16* q, const bf16* k,                    \
+                    const bf16* v, const unsigned* tiles, int heads, int keys, float scale) {                                 \
+        attention_tiles::forward<D>(out, lse, q, k, v, tiles, heads, keys, scale);                                            \
+    }                                                                                                                         \
+    RESIDENT_KERNEL(128, blocks, attention_tiles_queries_##D, bf16* dq, float* delta, const bf16* q, const bf16* k,           \
+                    const bf16* v, const bf16* out, const bf16* dout, const float* lse, const unsigned* tiles, int heads,     \
+                    int keys, float scale) {                                                                                  \
+        attention_tiles::backward_queries<D>(dq, delta, q, k, v, out, dout, lse, tiles, heads, keys, scale);                  \
+    }                                                                                                                         \
+    RESIDENT_KERNEL(128, blocks, attention_tiles_keys_##D, bf16* dk, bf16* dv, const bf16* q, const bf16* k,                  \
+                    const bf16* v, const bf16* dout, const float* lse, const float* delta, const unsigned* tiles, int heads,  \
+                    int keys, float scale) {                                                                                  \
+        attention_tiles::backward_keys<D>(dk, dv, q, k, v, dout, lse, delta, tiles, heads, keys, scale);                      \
     }
-ATTENTION_TILES(64, 4, 3)
-ATTENTION_TILES(128, 2, 2)
+ATTENTION_TILES(64, 3)
+ATTENTION_TILES(128, 2)
 #undef ATTENTION_TILES
