@@ -110,15 +110,14 @@ impl Scorer<'_> {
         for index in 0..self.evals.len() {
             let stored = self.evals[index].log.get(&begun.key).cloned();
             let cached = stored.is_some();
-            let record = match stored {
-                Some(record) => record,
-                None => {
-                    let sums = self.sums(index, &mut begun, label, observer)?;
-                    let (key, mixture, estimator) = (begun.key.clone(), label.to_owned(), estimator.to_owned());
-                    let record = Arc::new(ScoreRecord { key, mixture, estimator, ..sums });
-                    self.evals[index].log.append(vec![record.clone()])?;
-                    record
-                }
+            let record = if let Some(record) = stored {
+                record
+            } else {
+                let sums = self.sums(index, &mut begun, label, observer)?;
+                let (key, mixture, estimator) = (begun.key.clone(), label.to_owned(), estimator.to_owned());
+                let record = Arc::new(ScoreRecord { key, mixture, estimator, ..sums });
+                self.evals[index].log.append(vec![record.clone()])?;
+                record
             };
             scored.push(Scored { eval_set: self.evals[index].name.clone(), record, cached });
         }
