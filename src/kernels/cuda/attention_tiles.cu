@@ -21,11 +21,11 @@ constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 template <int D> constexpr int STRIDE = D + 8;  // of rows in shared memory
 
 // `count` rows of one head in shared memory, 16 bytes a thread at a time; rows that are not there are 0.
-template <int D> __device__ inline void fill(bf16* shared, const bf16* from, int first, int rows, int count, int heads, int head) {
+template <int D> __device__ inline void fill(bf16* shared, const bf16* from, int first, int rows, int count, int stride, int head) {
     for (int i = threadIdx.x; i < count * (D / 8); i += THREADS) {
         int row = i / (D / 8), d = i % (D / 8) * 8;
         Run<bf16, 8> run;
-        if (row < rows) run = load<bf16, 8>(from + (static_cast<long long>(first + row) * heads + head) * D + d);
+        if (row < rows) run = load<bf16, 8>(from + static_cast<long long>(first + row) * stride + head * D + d);
         else memset(&run, 0, sizeof(run));
         store<bf16, 8>(shared + row * STRIDE<D> + d, run);
     }
@@ -33,12 +33,12 @@ template <int D> __device__ inline void fill(bf16* shared, const bf16* from, int
 
 // The fragments of this warp's 16 rows of one head, from memory: rows g and g + 8 of the warp; rows that are not there are 0.
 template <int D>
-__device__ inline void fragments(uint32_t (&a)[D / 16][4], const bf16* from, int first, int rows, int heads, int head) {
+__device__ inline void fragments(uint32_t (&a)[D / 16][4], const bf16* from, int first, int rows, int stride, int head) {
     int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16 + lane / 4, column = lane % 4 * 2;
 #pragma unroll
     for (int lower = 0; lower < 2; lower++) {
         bool there = row + 8 * lower < rows;
-        const bf16* at = from + (static_cast<long long>(first + row + 8 * lower) * heads + head) * D + column;
+        const bf16* at = from + static_cast<long long>(first + row + 8 * lower) * stride + head * D + column;
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
             a[k][lower] = there ? pair(at + 16 * k) : 0;
@@ -85,12 +85,12 @@ __device__ inline void add_tile(float (&sums)[D / 8][4], const float (&weights)[
 
 // Writes the warp's 16 rows of one head.
 template <int D>
-__device__ inline void put(bf16* to, const float (&sums)[D / 8][4], const float (&factors)[2], int first, int rows, int heads, int head) {
+__device__ inline void put(bf16* to, const float (&sums)[D / 8][4], const float (&factors)[2], int first, int rows, int stride, int head) {
     int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16 + lane / 4;
 #pragma unroll
     for (int lower = 0; lower < 2; lower++) {
         if (row + 8 * lower >= rows) continue;
-        bf16* at = to + (static_cast<long long>(first + row + 8 * lower) * heads + head) * D + lane % 4 * 2;
+        bf16* at = to + static_cast<long long>(first + row + 8 * lower) * stride + head * D + lane % 4 * 2;
 #pragma unroll
         for (int d = 0; d < D / 8; d++)
             *reinterpret_cast<uint32_t*>(at + 8 * d) =
@@ -109,8 +109,8 @@ __device__ inline float row_sum(float x) {
 }
 
 template <int D>
-__device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const unsigned* tiles, int heads, int keys,
-                               float scale) {
+__device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const unsigned* tiles, int q_stride,
+                               int k_stride, int v_stride, int heads, int keys, float scale) {
     constexpr int N = 64;  // keys of a tile
     DYNAMIC_SHARED(bf16, k_rows);
     bf16* v_rows = k_rows + N * STRIDE<D>;
@@ -118,13 +118,13 @@ __device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16*
     int head = blockIdx.y, key_head = head / (heads / keys);
     int lane = threadIdx.x % WARP, row = tile.first + threadIdx.x / WARP * 16 + lane / 4;  // and row + 8
     uint32_t q_fragments[D / 16][4];
-    fragments<D>(q_fragments, q, tile.first, tile.rows, heads, head);
+    fragments<D>(q_fragments, q, tile.first, tile.rows, q_stride, head);
     float sums[D / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     for (int first = tile.start; first < tile.first + tile.rows; first += N) {
         int rows = min(N, tile.end - first);
         __syncthreads();
-        fill<D>(k_rows, k, first, rows, N, keys, key_head);
-        fill<D>(v_rows, v, first, rows, N, keys, key_head);
+        fill<D>(k_rows, k, first, rows, N, k_stride, key_head);
+        fill<D>(v_rows, v, first, rows, N, v_stride, key_head);
         __syncthreads();
         float p[N / 8][4] = {};
 #pragma unroll
@@ -169,12 +169,13 @@ __device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16*
         if (lane % 4 == 0 && row + 8 * lower < tile.first + tile.rows)
             lse[static_cast<long long>(row + 8 * lower) * heads + head] = max[lower] * LN2 + logf(whole);
     }
-    put<D>(out, sums, factors, tile.first, tile.rows, heads, head);
+    put<D>(out, sums, factors, tile.first, tile.rows, heads * D, head);
 }
 
 template <int D>
 __device__ inline void backward_queries(bf16* dq, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,
-                                        const float* delta, const unsigned* tiles, int heads, int keys, float scale) {
+                                        const float* delta, const unsigned* tiles, int q_stride, int k_stride, int v_stride, int heads,
+                                        int keys, float scale) {
     constexpr int N = D == 64 ? 64 : 32;  // keys of a tile: what registers allow
     DYNAMIC_SHARED(bf16, k_rows);
     bf16* v_rows = k_rows + N * STRIDE<D>;
@@ -182,8 +183,8 @@ __device__ inline void backward_queries(bf16* dq, const bf16* q, const bf16* k, 
     int head = blockIdx.y, key_head = head / (heads / keys);
     int lane = threadIdx.x % WARP, row = tile.first + threadIdx.x / WARP * 16 + lane / 4;
     uint32_t q_fragments[D / 16][4], d_fragments[D / 16][4];
-    fragments<D>(q_fragments, q, tile.first, tile.rows, heads, head);
-    fragments<D>(d_fragments, dout, tile.first, tile.rows, heads, head);
+    fragments<D>(q_fragments, q, tile.first, tile.rows, q_stride, head);
+    fragments<D>(d_fragments, dout, tile.first, tile.rows, heads * D, head);
     float row_lse[2], row_delta[2], sums[D / 8][4] = {};
 #pragma unroll
     for (int lower = 0; lower < 2; lower++) {
@@ -195,8 +196,8 @@ __device__ inline void backward_queries(bf16* dq, const bf16* q, const bf16* k, 
     for (int first = tile.start; first < tile.first + tile.rows; first += N) {
         int rows = min(N, tile.end - first);
         __syncthreads();
-        fill<D>(k_rows, k, first, rows, N, keys, key_head);
-        fill<D>(v_rows, v, first, rows, N, keys, key_head);
+        fill<D>(k_rows, k, first, rows, N, k_stride, key_head);
+        fill<D>(v_rows, v, first, rows, N, v_stride, key_head);
         __syncthreads();
         float p[N / 8][4] = {}, dp[N / 8][4] = {};
 #pragma unroll
@@ -217,12 +218,13 @@ __device__ inline void backward_queries(bf16* dq, const bf16* q, const bf16* k, 
         add_tile<D, N>(sums, p, k_rows);
     }
     const float factors[2] = {1.0f, 1.0f};
-    put<D>(dq, sums, factors, tile.first, tile.rows, heads, head);
+    put<D>(dq, sums, factors, tile.first, tile.rows, q_stride, head);
 }
 
 template <int D>
 __device__ inline void backward_keys(bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,
-                                     const float* delta, const unsigned* tiles, int heads, int keys, float scale) {
+                                     const float* delta, const unsigned* tiles, int q_stride, int k_stride, int v_stride, int heads,
+                                     int keys, float scale) {
     constexpr int N = D == 64 ? 32 : 16;  // queries of a tile: what registers allow
     DYNAMIC_SHARED(bf16, k_rows);
     bf16 *v_rows = k_rows + SIDE * STRIDE<D>, *q_rows = v_rows + SIDE * STRIDE<D>, *d_rows = q_rows + N * STRIDE<D>;
@@ -230,15 +232,15 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const bf16* q, const bf
     Tile tile = attention::tile_of(tiles, SIDE);
     int key_head = blockIdx.y, group = heads / keys;
     int lane = threadIdx.x % WARP, row = tile.first + threadIdx.x / WARP * 16 + lane / 4;  // keys row and row + 8
-    fill<D>(k_rows, k, tile.first, tile.rows, SIDE, keys, key_head);
-    fill<D>(v_rows, v, tile.first, tile.rows, SIDE, keys, key_head);
+    fill<D>(k_rows, k, tile.first, tile.rows, SIDE, k_stride, key_head);
+    fill<D>(v_rows, v, tile.first, tile.rows, SIDE, v_stride, key_head);
     float dk_sums[D / 8][4] = {}, dv_sums[D / 8][4] = {};
     for (int head = key_head * group; head < (key_head + 1) * group; head++) {
         for (int first = tile.first; first < tile.end; first += N) {
             int rows = min(N, tile.end - first);
             __syncthreads();
-            fill<D>(q_rows, q, first, rows, N, heads, head);
-            fill<D>(d_rows, dout, first, rows, N, heads, head);
+            fill<D>(q_rows, q, first, rows, N, q_stride, head);
+            fill<D>(d_rows, dout, first, rows, N, heads * D, head);
             if (threadIdx.x < N) {
                 bool there = static_cast<int>(threadIdx.x) < rows;
                 long long place = static_cast<long long>(first + threadIdx.x) * heads + head;
@@ -272,24 +274,28 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const bf16* q, const bf
         }
     }
     const float factors[2] = {1.0f, 1.0f};
-    put<D>(dk, dk_sums, factors, tile.first, tile.rows, keys, key_head);
-    put<D>(dv, dv_sums, factors, tile.first, tile.rows, keys, key_head);
+    put<D>(dk, dk_sums, factors, tile.first, tile.rows, k_stride, key_head);
+    put<D>(dv, dv_sums, factors, tile.first, tile.rows, v_stride, key_head);
 }
 
 }  // namespace attention_tiles
 
 #define ATTENTION_TILES(D)                                                                                                    \
     KERNEL(128, attention_tiles_##D, bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v,                       \
-           const unsigned* tiles, int heads, int keys, float scale) {                                                          \
-        attention_tiles::forward<D>(out, lse, q, k, v, tiles, heads, keys, scale);                                             \
+           const unsigned* tiles, int q_stride, int k_stride, int v_stride, int heads, int keys, float scale) {                \
+        attention_tiles::forward<D>(out, lse, q, k, v, tiles, q_stride, k_stride, v_stride, heads, keys, scale);               \
     }                                                                                                                          \
     KERNEL(128, attention_tiles_queries_##D, bf16* dq, const bf16* q, const bf16* k, const bf16* v, const bf16* dout,          \
-           const float* lse, const float* delta, const unsigned* tiles, int heads, int keys, float scale) {                    \
-        attention_tiles::backward_queries<D>(dq, q, k, v, dout, lse, delta, tiles, heads, keys, scale);                        \
+           const float* lse, const float* delta, const unsigned* tiles, int q_stride, int k_stride, int v_stride, int heads,   \
+           int keys, float scale) {                                                                                            \
+        attention_tiles::backward_queries<D>(dq, q, k, v, dout, lse, delta, tiles, q_stride, k_stride, v_stride, heads, keys,  \
+                                             scale);                                                                           \
     }                                                                                                                          \
     KERNEL(128, attention_tiles_keys_##D, bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout,   \
-           const float* lse, const float* delta, const unsigned* tiles, int heads, int keys, float scale) {                    \
-        attention_tiles::backward_keys<D>(dk, dv, q, k, v, dout, lse, delta, tiles, heads, keys, scale);                       \
+           const float* lse, const float* delta, const unsigned* tiles, int q_stride, int k_stride, int v_stride, int heads,   \
+           int keys, float scale) {                                                                                            \
+        attention_tiles::backward_keys<D>(dk, dv, q, k, v, dout, lse, delta, tiles, q_stride, k_stride, v_stride, heads, keys, \
+                                          scale);                                                                              \
     }
 ATTENTION_TILES(64)
 ATTENTION_TILES(128)

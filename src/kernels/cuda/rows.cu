@@ -33,16 +33,17 @@ __device__ inline void add_by_id(float* table, const T* x, const unsigned* ids, 
 }
 
 // RoPE of queries and keys in place: elements i and i + half of each head turn by the angle of the row's position. A thread
-// turns one pair; the heads of the queries come first. cos, sin: [positions, half]; sign −1 turns back.
+// turns one pair; the heads of the queries come first. Rows of either lie as many values apart as its stride says. cos, sin:
+// [positions, half]; sign −1 turns back.
 template <typename T>
 __device__ inline void rope(T* q, T* k, const float* cos, const float* sin, const unsigned* positions, int n, int q_heads, int k_heads,
-                            int head_dim, int half, float sign) {
+                            int q_stride, int k_stride, int head_dim, int half, float sign) {
     long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     int heads = q_heads + k_heads;
     if (index >= static_cast<long long>(n) * heads * half) return;
     int i = index % half, head = index / half % heads;
     long long row = index / half / heads;
-    T* pair = head < q_heads ? q + (row * q_heads + head) * head_dim + i : k + (row * k_heads + (head - q_heads)) * head_dim + i;
+    T* pair = head < q_heads ? q + row * q_stride + head * head_dim + i : k + row * k_stride + (head - q_heads) * head_dim + i;
     long long angle = static_cast<long long>(positions[row]) * half + i;
     float c = cos[angle], s = sign * sin[angle], a = to_float(pair[0]), b = to_float(pair[half]);
     pair[0] = from_float<T>(a * c - b * s);
@@ -79,8 +80,8 @@ __device__ inline void fused(T* fused, T* q, T* k, T* v, long long n, int count,
         rows::add_by_id(table, x, ids, starts, order, width);                                                                  \
     }                                                                                                                          \
     KERNEL(256, rope_##suffix, T* q, T* k, const float* cos, const float* sin, const unsigned* positions, int n, int q_heads,  \
-           int k_heads, int head_dim, int half, float sign) {                                                                  \
-        rows::rope(q, k, cos, sin, positions, n, q_heads, k_heads, head_dim, half, sign);                                      \
+           int k_heads, int q_stride, int k_stride, int head_dim, int half, float sign) {                                      \
+        rows::rope(q, k, cos, sin, positions, n, q_heads, k_heads, q_stride, k_stride, head_dim, half, sign);                  \
     }                                                                                                                          \
     KERNEL(256, fused_##suffix, T* fused, T* q, T* k, T* v, long long n, int count, int q_width, int k_width, int v_width,     \
            int join) {                                                                                                         \

@@ -1,7 +1,7 @@
 //! Rows on the device: picked from a table, put back, added up by id, turned by position, taken apart and joined.
 
 use super::places::places;
-use super::{Argument, Grid, NULL, empty_like, int, launch, read, typed, upload, write};
+use super::{Argument, Grid, NULL, empty_like, int, launch, read, typed, upload, write, write_rows};
 use crate::error::Result;
 use crate::kernels::{RopeTable, Turns};
 use candle_core::{DType, Device, Tensor};
@@ -76,7 +76,7 @@ pub(in crate::kernels) fn add_by_id(ids: &[u32], dx: &Tensor, dtable: &Tensor) -
     )
 }
 
-/// Turns every head of queries, and of keys where given, by the position of its row.
+/// Turns every head of queries, and of keys where given, by the position of its row; either may be columns of a wider tensor.
 pub(in crate::kernels) fn rope(
     q: &Tensor,
     k: Option<&Tensor>,
@@ -87,6 +87,7 @@ pub(in crate::kernels) fn rope(
     let n = q.dim(0)?;
     let heads = |tensor: &Tensor| -> Result<usize> { Ok(tensor.dim(1)? / table.head_dim) };
     let (q_heads, k_heads) = (heads(q)?, k.map_or(Ok(0), heads)?);
+    let ((q_at, q_stride), (k_at, k_stride)) = (write_rows(q)?, k.map_or(Ok((NULL, 0)), write_rows)?);
     let (cos, sin) = table.placed(q.device())?;
     let places = places(lengths, q.device())?;
     launch(
@@ -94,14 +95,16 @@ pub(in crate::kernels) fn rope(
         &typed("rope", q)?,
         Grid::over(n * (q_heads + k_heads) * table.half, THREADS),
         &[
-            write(q)?,
-            k.map_or(Ok(NULL), write)?,
+            q_at,
+            k_at,
             read(&cos)?,
             read(&sin)?,
             read(&places.positions)?,
             int(n)?,
             int(q_heads)?,
             int(k_heads)?,
+            int(q_stride)?,
+            int(k_stride)?,
             int(table.head_dim)?,
             int(table.half)?,
             Argument::Float(if inverse { -1.0 } else { 1.0 }),
