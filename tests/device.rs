@@ -41,6 +41,17 @@ fn with_memory(world: &World, bytes: u64, line: &str) -> Ran {
     Ran::new(line, &output)
 }
 
+/// A table without its measured times.
+fn untimed(csv: &str) -> Vec<Vec<String>> {
+    let mut reader = csv::Reader::from_reader(csv.as_bytes());
+    let columns = reader.headers().unwrap().clone();
+    let kept = |row: &csv::StringRecord| {
+        let cells = columns.iter().zip(row).filter(|(column, _)| !column.contains("seconds"));
+        cells.map(|(_, cell)| cell.to_owned()).collect()
+    };
+    reader.records().map(|row| kept(&row.unwrap())).collect()
+}
+
 /// Losses by mixture and eval set.
 fn losses(csv: &str) -> BTreeMap<(String, String), f64> {
     let mut reader = csv::Reader::from_reader(csv.as_bytes());
@@ -134,6 +145,23 @@ fn several_gpus_train_side_by_side() {
     assert!(ran.stderr.contains("training on 2 devices"), "{ran:?}");
     assert_eq!(one.models(), two.models());
     assert!(two.files("work").is_empty());
+}
+
+#[test]
+fn several_gpus_train_the_models_that_judge_side_by_side() {
+    let ask = "validate --mixtures 3 --subsets 2..=3 --estimator merged --format csv --precision f32";
+    let one = trained();
+    let expected = one.run(&format!("{ask} --device emulated"));
+    assert!(expected.code == Some(0) && !expected.stderr.contains("devices"), "{expected:?}");
+    let two = trained();
+    let ran = two.run(&format!("{ask} --device emulated:2"));
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stderr.contains("training on 2 devices, one model at a time on each"), "{ran:?}");
+    assert_eq!(untimed(&ran.stdout), untimed(&expected.stdout));
+    assert_eq!(one.models(), two.models());
+    assert!(two.files("work").is_empty());
+    let again = two.run(&format!("{ask} --device emulated:2"));
+    assert!(again.stdout == ran.stdout && !again.stderr.contains("devices"), "all is stored: {again:?}");
 }
 
 #[test]
