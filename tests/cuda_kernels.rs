@@ -9,9 +9,10 @@
 pub(crate) mod common;
 
 use candle_core::{DType, Device, Device::Cpu, Tensor};
-use common::{assert_within, bits, compute, distance, flat, largest, spread};
+use common::{assert_within, bits, compute, distance, flat, largest, norm, spread};
 use mixpool::kernels::{
-    self, Exec, Floats, Gelu, Heads, Precision, RopeTable, Source, StreamedSums, Turns, weighted_sums_on_device,
+    self, Exec, Floats, Gelu, Heads, Precision, Projection, RopeTable, Source, StreamedSums, Turns,
+    weighted_sums_on_device,
 };
 
 const DEVICE: Exec = Exec::Device { tf32: false };
@@ -209,6 +210,26 @@ pub(crate) fn activations_are_their_twins() {
             );
         }
     });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn projections_have_the_signs_of_their_twins() {
+    let x = random("x", 1, 70_000, DType::F32).flatten_all().unwrap();
+    let values = vector(&x);
+    for (columns, ranges) in
+        [(1, vec![0..1]), (3, vec![5..64, 64..65, 127..300]), (130, vec![30..33_000, 40_000..70_000])]
+    {
+        let projection = Projection::new(9, columns);
+        let expected = projection.project_ranges(&ranges, &values);
+        let on_device = projection.placed(&ranges, &device()).unwrap();
+        let got = on_device.project(&placed(&x)).unwrap();
+        let covered: Vec<f32> = ranges.iter().flat_map(|range| values[range.clone()].to_vec()).collect();
+        // The twin adds up to 1024 values in f32; one wrong sign is off by 1e-3 and more.
+        let size = norm(&covered) / (columns as f64).sqrt();
+        let errors = got.iter().zip(&expected).map(|(got, expected)| (got - expected).abs() / size);
+        assert_within(1e-5, errors, &format!("projection of {ranges:?} to {columns}"));
+        assert_eq!(on_device.project(&placed(&x)).unwrap(), got, "other bits the second time");
+    }
 }
 
 #[cfg_attr(test, test)]
@@ -461,6 +482,7 @@ pub(crate) const CASES: &[(&str, fn())] = &[
     ("biases_and_sums_are_their_twins", biases_and_sums_are_their_twins),
     ("linear_layers_are_their_twins", linear_layers_are_their_twins),
     ("activations_are_their_twins", activations_are_their_twins),
+    ("projections_have_the_signs_of_their_twins", projections_have_the_signs_of_their_twins),
     ("rope_is_its_twin", rope_is_its_twin),
     ("rows_are_their_twins", rows_are_their_twins),
     ("attention_is_its_twin", attention_is_its_twin),
