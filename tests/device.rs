@@ -189,13 +189,11 @@ fn a_step_that_does_not_fit_is_taken_in_parts() {
 #[test]
 fn what_knows_the_cpu_only_says_so() {
     let world = trained();
-    for line in ["export model code+wiki --out merged"] {
-        world.refused(
-            &format!("{line} --device emulated"),
-            2,
-            &["on the CPU in f32 only", "leave '--device emulated' out"],
-        );
-    }
+    world.refused(
+        "export model code+wiki --out merged --device emulated",
+        2,
+        &["on the CPU in f32 only", "leave '--device emulated' out"],
+    );
     let ran = world.run("validate --mixtures 3 --subsets 2..=3 --device emulated");
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(!ran.stderr.contains("left out"), "{ran:?}");
