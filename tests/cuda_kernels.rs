@@ -9,9 +9,10 @@
 pub(crate) mod common;
 
 use candle_core::{DType, Device, Device::Cpu, Tensor};
-use common::{assert_within, bits, compute, distance, flat, largest, spread};
+use common::{assert_within, bits, compute, distance, flat, largest, norm, spread};
 use mixpool::kernels::{
-    self, Exec, Floats, Gelu, Heads, Precision, RopeTable, Source, StreamedSums, Turns, weighted_sums_on_device,
+    self, Exec, Floats, Gelu, Heads, Precision, Projection, RopeTable, Source, StreamedSums, Turns,
+    weighted_sums_on_device,
 };
 
 const DEVICE: Exec = Exec::Device { tf32: false };
@@ -190,6 +191,16 @@ pub(crate) fn activations_are_their_twins() {
                 |exec, t| {
                     let (dgate, dup) = kernels::swiglu_backward(exec, &t[0], &t[1], &t[2])?;
                     let mut results = vec![kernels::swiglu(exec, &t[0], &t[1])?, dgate, dup];
+                    // Gate and up as columns of one tensor, and so their gradients.
+                    let (of_columns, gradient) = if exec == DEVICE {
+                        let factors = kernels::columns(&Tensor::cat(&t[..2], 1)?, &[width; 2])?;
+                        let (whole, parts) = kernels::columns_on_device(&t[0], n, &[width; 2])?;
+                        kernels::swiglu_backward_on_device(&factors[0], &factors[1], &t[2], &parts[0], &parts[1])?;
+                        (kernels::swiglu(exec, &factors[0], &factors[1])?, whole)
+                    } else {
+                        (results[0].clone(), Tensor::cat(&results[1..], 1)?)
+                    };
+                    results.extend([of_columns, gradient]);
                     for form in [Gelu::Exact, Gelu::Tanh] {
                         results.push(kernels::gelu(exec, form, &t[0])?);
                         results.push(kernels::gelu_backward(exec, form, &t[0], &t[2])?);
@@ -199,6 +210,26 @@ pub(crate) fn activations_are_their_twins() {
             );
         }
     });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn projections_have_the_signs_of_their_twins() {
+    let x = random("x", 1, 70_000, DType::F32).flatten_all().unwrap();
+    let values = vector(&x);
+    for (columns, ranges) in
+        [(1, vec![0..1, 70..72]), (3, vec![5..64, 64..65, 127..300]), (130, vec![30..33_000, 40_000..70_000])]
+    {
+        let projection = Projection::new(9, columns);
+        let expected = projection.project_ranges(&ranges, &values);
+        let on_device = projection.placed(&ranges, &device()).unwrap();
+        let got = on_device.project(&placed(&x)).unwrap();
+        let covered: Vec<f32> = ranges.iter().flat_map(|range| values[range.clone()].to_vec()).collect();
+        // The twin adds up to 1024 values in f32; one wrong sign is off by 1e-3 and more.
+        let size = norm(&covered) / (columns as f64).sqrt();
+        let errors = got.iter().zip(&expected).map(|(got, expected)| (got - expected).abs() / size);
+        assert_within(1e-5, errors, &format!("projection of {ranges:?} to {columns}"));
+        assert_eq!(on_device.project(&placed(&x)).unwrap(), got, "other bits the second time");
+    }
 }
 
 #[cfg_attr(test, test)]
@@ -212,8 +243,16 @@ pub(crate) fn rope_is_its_twin() {
             compare(&[&q, &k], tolerance, &format!("rope of {turning} of {dim} in {dtype:?}"), |exec, t| {
                 let back = t[0].copy()?;
                 kernels::rope(exec, &back, &table, &LENGTHS, true)?;
+                // Queries between columns that keep their place.
+                let (before, after, own) = (t[1].copy()?, t[1].copy()?, t[0].copy()?);
+                let wide = Tensor::cat(&[&before, &own, &after], 1)?;
                 kernels::rope_both(exec, &t[0], &t[1], &table, &LENGTHS, false)?;
-                Ok(vec![t[0].clone(), t[1].clone(), back])
+                if exec == DEVICE {
+                    let parts = kernels::columns(&wide, &[dim, 3 * dim, dim])?;
+                    kernels::rope(exec, &parts[1], &table, &LENGTHS, false)?;
+                    return Ok(vec![t[0].clone(), t[1].clone(), back, wide]);
+                }
+                Ok(vec![t[0].clone(), t[1].clone(), back, Tensor::cat(&[&before, &t[0], &after], 1)?])
             });
         }
     });
@@ -262,7 +301,24 @@ pub(crate) fn attention_is_its_twin() {
             let (out, lse) = kernels::attention(exec, heads, &LENGTHS, &t[0], &t[1], &t[2])?;
             let (dq, dk, dv) =
                 kernels::attention_backward(exec, heads, &LENGTHS, &t[0], &t[1], &t[2], &out, &lse, &t[3])?;
-            Ok(vec![out, lse, dq, dk, dv])
+            let mut results = vec![out, lse, dq, dk, dv];
+            // Queries and values as columns of one tensor, and so their gradients; keys alone.
+            let (wide, narrow) = (queries * dim, keys * dim);
+            let (of_columns, gradient) = if exec == DEVICE {
+                let parts = kernels::columns(&Tensor::cat(&[&t[0], &t[2]], 1)?, &[wide, narrow])?;
+                let (whole, gradients) = kernels::columns_on_device(&t[0], n, &[wide, narrow])?;
+                let (dk, _) = kernels::columns_on_device(&t[0], n, &[narrow])?;
+                let operands = [&parts[0], &t[1], &parts[1]];
+                let (out, lse) = kernels::attention(exec, heads, &LENGTHS, operands[0], operands[1], operands[2])?;
+                let into = [&gradients[0], &dk, &gradients[1]];
+                kernels::attention_backward_on_device(heads, &LENGTHS, operands, &out, &lse, &t[3], into)?;
+                assert_eq!(bits(&vector(&dk)), bits(&vector(&results[3])), "keys are read as before");
+                (out, whole)
+            } else {
+                (results[0].clone(), Tensor::cat(&[&results[2], &results[4]], 1)?)
+            };
+            results.extend([of_columns, gradient]);
+            Ok(results)
         });
     }
 }
@@ -426,6 +482,7 @@ pub(crate) const CASES: &[(&str, fn())] = &[
     ("biases_and_sums_are_their_twins", biases_and_sums_are_their_twins),
     ("linear_layers_are_their_twins", linear_layers_are_their_twins),
     ("activations_are_their_twins", activations_are_their_twins),
+    ("projections_have_the_signs_of_their_twins", projections_have_the_signs_of_their_twins),
     ("rope_is_its_twin", rope_is_its_twin),
     ("rows_are_their_twins", rows_are_their_twins),
     ("attention_is_its_twin", attention_is_its_twin),

@@ -7,8 +7,8 @@ use candle_core::{DType, Tensor};
 use common::{assert_within, bits, compute, distance, norm, relative};
 use mixpool::Error;
 use mixpool::eval::{EvalSet, Evaluator};
-use mixpool::kernels::{Along, Compute, Directions, Precision};
-use mixpool::model::{Factors, Layout, ModelConfig, Part, Sequences, Transformer, Weights};
+use mixpool::kernels::{Along, Compute, Directions, Precision, launches};
+use mixpool::model::{Factors, Family, Layout, ModelConfig, Part, Sequences, Transformer, Weights};
 use mixpool::progress::{Observer, Silent};
 use mixpool::rng::Stream;
 use mixpool::text::{Batch, Batches, Share, TokenFile, Window};
@@ -57,8 +57,11 @@ fn families() -> Vec<(String, ModelConfig)> {
         let config = ModelConfig { max_position_embeddings: 128, ..common::config(&common::golden(name)) };
         (name.to_owned(), config)
     });
+    let small = golden[0].1.clone();
+    let others = [Family::Qwen2, Family::Qwen3, Family::Olmo2]
+        .map(|family| (format!("{family:?}"), ModelConfig { model_type: family, ..small.clone() }));
     let wide = [64, 128].map(|dim| (format!("heads of {dim}"), wide(dim)));
-    golden.into_iter().chain(wide).collect()
+    golden.into_iter().chain(others).chain(wide).collect()
 }
 
 #[cfg_attr(test, test)]
@@ -162,6 +165,44 @@ pub(crate) fn five_steps_are_those_of_the_processor() {
             assert_eq!(bits(first), bits(second), "{precision:?}: other bits the second time");
         }
     }
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn a_step_has_few_launches() {
+    let besides_and_a_layer = |config: &ModelConfig| {
+        let [two, three] = [2, 3].map(|layers| {
+            let config = ModelConfig { num_hidden_layers: layers, ..config.clone() };
+            let train = TrainConfig::new(2, 2, 16, 1e-3);
+            let run = Run { layout: Layout::of(&config), config, train };
+            let folder = tempfile::tempdir().unwrap();
+            let tokens = tokens(folder.path());
+            let shares = [Share { tokens: &tokens, documents: 0..1, weight: 1.0 }];
+            let mut batches = Batches::new(&shares, 0, 16, 5).unwrap();
+            let device = compute(Precision::Bf16);
+            let mut trainer = Trainer::on(&device, &run.config, &run.layout, &run.train, run.fresh()).unwrap();
+            trainer.step(&mut batches, "test").unwrap();
+            let before = launches();
+            trainer.step(&mut batches, "test").unwrap();
+            launches() - before
+        });
+        (two - 2 * (three - two), three - two)
+    };
+    // Gate and up are one product where they lie side by side, queries and values too; biases and norms of heads come on top.
+    let expected = [
+        ("adamw_tied", 29),
+        ("adamw_untied", 29),
+        ("adamw_gpt2", 40),
+        ("adamw_gpt_neox", 45),
+        ("Qwen2", 41),
+        ("Qwen3", 38),
+        ("Olmo2", 42),
+        ("heads of 64", 28), // on tensor cores, where the gradient of queries takes what the softmax's subtracts along
+        ("heads of 128", 28),
+    ];
+    let found: Vec<_> = families().iter().map(|(name, config)| (name.clone(), besides_and_a_layer(config))).collect();
+    let layers: Vec<_> = found.iter().map(|(name, (_, layer))| (name.as_str(), *layer)).collect();
+    assert_eq!(layers, expected, "launches of a layer");
+    assert!(found.iter().all(|(_, (besides, _))| *besides <= 18), "launches besides: {found:?}");
 }
 
 /// Asks to stop once `0` looks were taken.
@@ -269,10 +310,11 @@ pub(crate) fn sequences_share_in_gradients_as_on_the_processor() {
     let n = lengths.iter().sum();
     for (name, config) in families() {
         let layout = Layout::of(&config);
-        // One direction per tensor, so that a tensor that is not seen cannot hide among the others.
+        // One direction per tensor, so that a tensor that is not seen cannot hide among the others; not that of its weights, along which
+        // normed heads do not change.
         let direction = |p: &mixpool::model::Parameter| {
             let mut direction = vec![0.0; layout.len()];
-            direction[p.range()].copy_from_slice(&common::spread(&p.name, p.len(), 2.0));
+            direction[p.range()].copy_from_slice(&common::spread(&format!("direction of {}", p.name), p.len(), 2.0));
             direction
         };
         let vectors: Vec<Vec<f32>> = layout.parameters().iter().map(direction).collect();
@@ -438,6 +480,7 @@ pub(crate) const CASES: &[(&str, fn())] = &[
     ("gradients_of_whole_models_are_those_of_the_processor", gradients_of_whole_models_are_those_of_the_processor),
     ("activations_computed_again_have_the_same_bits", activations_computed_again_have_the_same_bits),
     ("five_steps_are_those_of_the_processor", five_steps_are_those_of_the_processor),
+    ("a_step_has_few_launches", a_step_has_few_launches),
     ("a_stopped_run_goes_on_bit_for_bit", a_stopped_run_goes_on_bit_for_bit),
     (
         "what_is_not_finite_stops_the_run_and_spares_the_parameters",

@@ -41,6 +41,17 @@ fn with_memory(world: &World, bytes: u64, line: &str) -> Ran {
     Ran::new(line, &output)
 }
 
+/// A table without its measured times.
+fn untimed(csv: &str) -> Vec<Vec<String>> {
+    let mut reader = csv::Reader::from_reader(csv.as_bytes());
+    let columns = reader.headers().unwrap().clone();
+    let kept = |row: &csv::StringRecord| {
+        let cells = columns.iter().zip(row).filter(|(column, _)| !column.contains("seconds"));
+        cells.map(|(_, cell)| cell.to_owned()).collect()
+    };
+    reader.records().map(|row| kept(&row.unwrap())).collect()
+}
+
 /// Losses by mixture and eval set.
 fn losses(csv: &str) -> BTreeMap<(String, String), f64> {
     let mut reader = csv::Reader::from_reader(csv.as_bytes());
@@ -156,6 +167,23 @@ fn several_gpus_train_side_by_side() {
 }
 
 #[test]
+fn several_gpus_train_the_models_that_judge_side_by_side() {
+    let ask = "validate --mixtures 3 --subsets 2..=3 --estimator merged --format csv --precision f32";
+    let one = trained();
+    let expected = one.run(&format!("{ask} --device emulated"));
+    assert!(expected.code == Some(0) && !expected.stderr.contains("devices"), "{expected:?}");
+    let two = trained();
+    let ran = two.run(&format!("{ask} --device emulated:2"));
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stderr.contains("training on 2 devices, one model at a time on each"), "{ran:?}");
+    assert_eq!(untimed(&ran.stdout), untimed(&expected.stdout));
+    assert_eq!(one.models(), two.models());
+    assert!(two.files("work").is_empty());
+    let again = two.run(&format!("{ask} --device emulated:2"));
+    assert!(again.stdout == ran.stdout && !again.stderr.contains("devices"), "all is stored: {again:?}");
+}
+
+#[test]
 fn a_step_that_does_not_fit_is_taken_in_parts() {
     let whole = registered();
     whole.ok("train --device emulated");
@@ -180,13 +208,11 @@ fn a_step_that_does_not_fit_is_taken_in_parts() {
 #[test]
 fn what_knows_the_cpu_only_says_so() {
     let world = trained();
-    for line in ["export model code+wiki --out merged"] {
-        world.refused(
-            &format!("{line} --device emulated"),
-            2,
-            &["on the CPU in f32 only", "leave '--device emulated' out"],
-        );
-    }
+    world.refused(
+        "export model code+wiki --out merged --device emulated",
+        2,
+        &["on the CPU in f32 only", "leave '--device emulated' out"],
+    );
     let ran = world.run("validate --mixtures 3 --subsets 2..=3 --device emulated");
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(!ran.stderr.contains("left out"), "{ran:?}");

@@ -48,11 +48,6 @@ impl Terminal {
         Ok(Self { quiet, bars: std::io::stderr().is_terminal(), signal, current: Mutex::new(None) })
     }
 
-    /// An observer of work beside others': of the same signals, in plain lines.
-    pub(super) fn beside(&self) -> Self {
-        Self { quiet: self.quiet, bars: false, signal: Arc::clone(&self.signal), current: Mutex::new(None) }
-    }
-
     fn with(&self, change: impl FnOnce(&mut Option<Work>)) {
         change(&mut self.current.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -110,6 +105,11 @@ impl Observer for Terminal {
         };
         self.with(|work| *work = None);
         Err(Error::Stopped { signal })
+    }
+
+    /// Of the same signals, in plain lines.
+    fn beside<'a>(&'a self) -> Box<dyn Observer + 'a> {
+        Box::new(Self { quiet: self.quiet, bars: false, signal: Arc::clone(&self.signal), current: Mutex::new(None) })
     }
 }
 

@@ -2,11 +2,8 @@
 
 use super::Session;
 use crate::error::{Error, Result};
-use crate::kernels::DeviceChoice;
 use crate::pool::{Partition, Pool, Recipe};
 use crate::progress::Observer;
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 
 /// Trains what is missing. What another process is training is come back to when all else is done; `wait` for it then.
 ///
@@ -14,10 +11,7 @@ use std::sync::{Mutex, PoisonError};
 /// [`Error::Locked`] when the others are not done yet and there is nothing else to do.
 pub(super) fn train_all(pool: &Pool, mut left: Vec<(Recipe, String)>, wait: bool, session: &Session) -> Result<()> {
     let observer = &session.observer;
-    let devices = pool.device().each()?;
-    if devices.len() > 1 && left.len() > 1 {
-        train_side_by_side(pool, &devices, &left, session)?; // what is left is what other processes are at
-    }
+    pool.train_side_by_side(&left, observer)?; // what is left is what other processes are at
     loop {
         let before = left.len();
         let mut locked = Vec::new();
@@ -40,40 +34,6 @@ pub(super) fn train_all(pool: &Pool, mut left: Vec<(Recipe, String)>, wait: bool
         observer.check()?;
         left = locked;
     }
-}
-
-/// Trains on several devices, on each one model at a time. Claims keep threads apart as they keep processes.
-fn train_side_by_side(
-    pool: &Pool,
-    devices: &[DeviceChoice],
-    wanted: &[(Recipe, String)],
-    session: &Session,
-) -> Result<()> {
-    let left: Mutex<VecDeque<&(Recipe, String)>> = Mutex::new(wanted.iter().collect());
-    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-    let give_up = || left.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    session.observer.note(&format!("training on {} devices, one model at a time on each", devices.len()));
-    let work = |device: DeviceChoice| -> Result<()> {
-        let observer = session.observer.beside();
-        let own = Pool::open(pool.root())?.computing_on(device, pool.precision());
-        while let Some((recipe, name)) = next() {
-            match own.get_or_train(recipe, name, &observer) {
-                Ok(_) | Err(Error::Locked(_)) => {}
-                Err(error) => {
-                    give_up();
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = devices.iter().map(|device| scope.spawn(|| work(*device))).collect();
-        let ended = threads.into_iter().map(|thread| {
-            thread.join().unwrap_or_else(|_| Err(Error::Usage("a training thread ended unexpectedly".into())))
-        });
-        ended.collect::<Vec<_>>().into_iter().collect()
-    })
 }
 
 /// The seed model, trained if it is missing.

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 /// Pearson, Spearman, Kendall's tau-b, share of pairs in the right order, overlap of the best quarter, what picking by the
 /// estimator would have cost in nats, each with a 95 % bootstrap interval, and what the estimator itself costs. No
 /// estimator is fitted on the mixtures that judge it. Trained models and predictions are kept in the pool; `compare` shows them again.
+/// `--device cuda` trains on every GPU of the machine, one model at a time on each.
 ///
 /// Example: mixpool validate --mixtures 8 --estimator merged ensemble --csv agreement.csv
 #[derive(Args)]

@@ -34,11 +34,15 @@ impl<'a> GroundTruth<'a> {
 impl Estimator for GroundTruth<'_> {
     fn estimate(&mut self, mixtures: &[Mixture]) -> Result<Vec<Vec<f64>>> {
         self.pool.get_or_train(&self.pool.seed_recipe()?, "seed model", self.observer)?;
-        let mut scored = Vec::with_capacity(mixtures.len());
-        for (index, mixture) in mixtures.iter().enumerate() {
+        let recipe = |(index, mixture): (usize, &Mixture)| {
             let name = format!("truth {}/{} {mixture}", index + 1, mixtures.len());
-            let recipe = self.pool.mixture_recipe(mixture, self.tokens)?.repeated(self.repeat);
-            let manifest = self.pool.get_or_train(&recipe, &name, self.observer)?;
+            Ok((self.pool.mixture_recipe(mixture, self.tokens)?.repeated(self.repeat), name))
+        };
+        let recipes = mixtures.iter().enumerate().map(recipe).collect::<Result<Vec<_>>>()?;
+        self.pool.train_side_by_side(&recipes, self.observer)?;
+        let mut scored = Vec::with_capacity(mixtures.len());
+        for (index, (mixture, (recipe, name))) in mixtures.iter().zip(&recipes).enumerate() {
+            let manifest = self.pool.get_or_train(recipe, name, self.observer)?;
             let model = self.pool.single(&manifest);
             scored.push(self.scorer.score_as(&model, &mixture.to_string(), "ground-truth", self.observer)?);
             self.cost += Cost::of_training(&manifest);

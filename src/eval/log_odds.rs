@@ -5,9 +5,11 @@
 use super::gradient::{Differentiable, TOGETHER};
 use super::{EvalSet, Evaluator};
 use crate::error::{Error, Result};
-use crate::kernels::{fill_zero, log_odds};
+use crate::kernels::{Projection, fill_zero, log_odds};
 use crate::model::Sequences;
 use crate::text::Batch;
+use candle_core::Tensor;
+use std::ops::Range;
 
 impl Evaluator {
     /// Shows `see` the output f of every sequence of `length` ids and its gradient, in the order of the layout, one
@@ -21,14 +23,48 @@ impl Evaluator {
         length: usize,
         mut see: impl FnMut(f64, &[f32]) -> Result<()>,
     ) -> Result<()> {
+        self.each_log_odds_gradient(batch, length, |output, gradient| see(output, &gradient.to_vec1::<f32>()?))
+    }
+
+    /// As [`Evaluator::log_odds_gradients`], shows the gradients where they lie.
+    fn each_log_odds_gradient(
+        &self,
+        batch: &Batch,
+        length: usize,
+        mut see: impl FnMut(f64, &Tensor) -> Result<()>,
+    ) -> Result<()> {
         let Differentiable { model, gradient, views } = self.differentiable(length)?;
         for (tokens, targets) in batch.inputs.chunks(length).zip(batch.targets.chunks(length)) {
             fill_zero(self.compute.exec(), &gradient)?;
             let sequences = Sequences { tokens, lengths: &[length] };
             let output = finite(model.log_odds_and_gradient(sequences, None, targets, 1.0, &views)?)?;
-            see(output, &gradient.to_vec1::<f32>()?)?;
+            see(output, &gradient)?;
         }
         Ok(())
+    }
+
+    /// Pᵀx of these ranges of the gradient x of every sequence's output f; on a device without reading the gradients back.
+    ///
+    /// # Errors
+    /// As [`Evaluator::log_odds_gradients`].
+    pub fn projected_log_odds_gradients(
+        &self,
+        batch: &Batch,
+        length: usize,
+        projection: Projection,
+        ranges: &[Range<usize>],
+    ) -> Result<Vec<Vec<f64>>> {
+        let mut projected = Vec::new();
+        let compute = &self.compute;
+        let placed = compute.is_queued().then(|| projection.placed(ranges, compute.device())).transpose()?;
+        self.each_log_odds_gradient(batch, length, |_, gradient| {
+            projected.push(match &placed {
+                Some(placed) => placed.project(gradient)?,
+                None => projection.project_ranges(ranges, &gradient.to_vec1::<f32>()?),
+            });
+            Ok(())
+        })?;
+        Ok(projected)
     }
 
     /// The mean log-odds of all predicted tokens of an eval set, and its gradient, in the order of the layout.

@@ -5,8 +5,12 @@
 //! its column and its block of 64 positions, so P costs no memory, parts of a vector may come in any order, and the
 //! signs of a column do not depend on how many columns there are.
 
+use super::device::PlacedProjection;
 use super::simd;
+use crate::error::Result;
+use candle_core::Device;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Positions whose signs in one column are one draw of the generator.
 const BLOCK: usize = 64;
@@ -69,6 +73,24 @@ impl Projection {
         for (column, sum) in sums.iter_mut().enumerate() {
             *sum += scale * tiles.iter().map(|tile| tile[column]).sum::<f64>();
         }
+    }
+
+    /// Pᵀx of these ranges of x.
+    ///
+    /// # Panics
+    /// When x is shorter.
+    pub fn project_ranges(&self, ranges: &[Range<usize>], x: &[f32]) -> Vec<f64> {
+        let mut sums = vec![0.0; self.columns];
+        ranges.iter().for_each(|range| self.project(range.start, &x[range.clone()], &mut sums));
+        sums
+    }
+
+    /// The projection of these ranges of vectors that lie on a device, or its emulation.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn placed(&self, ranges: &[Range<usize>], device: &Device) -> Result<PlacedProjection> {
+        PlacedProjection::new((self.seed, self.columns, self.scale()), ranges, device)
     }
 
     /// Writes P w over `out`, the part of the result that begins at position `start`; `w: [d]`.

@@ -9,6 +9,19 @@ use crate::error::Result;
 use crate::kernels::add_assign;
 use candle_core::Tensor;
 
+/// The residual stream between two blocks.
+#[derive(Clone)]
+pub(super) struct Stream {
+    pub(super) x: Tensor,
+    normed: Option<Tensor>, // by the norm that reads it next, where that was taken with the sum
+}
+
+impl Stream {
+    pub(super) fn new(x: Tensor) -> Self {
+        Self { x, normed: None }
+    }
+}
+
 /// What the backward pass of one block needs from its forward pass.
 pub(super) struct Activations {
     pub(super) x: Tensor, // input of the block
@@ -20,23 +33,25 @@ pub(super) struct Activations {
 }
 
 impl Transformer {
-    /// The residual stream after a block.
-    pub(super) fn block_forward(&self, w: &Block, lengths: &[usize], x: Tensor) -> Result<(Tensor, Activations)> {
-        let read = self.read(&x, &w.attention_norm)?;
+    /// The residual stream after a block; normed by the norm that is `next` to read it, if one is.
+    pub(super) fn block_forward(
+        &self,
+        w: &Block,
+        lengths: &[usize],
+        stream: Stream,
+        next: Option<&Norm>,
+    ) -> Result<(Stream, Activations)> {
+        let read = self.read(&stream, &w.attention_norm)?;
         let (out, attention) = self.attend(&w.attention, lengths, read)?;
-        let one_after_the_other = !self.config.norms_come_after() && !self.config.use_parallel_residual;
-        let (attention_out, stream, middle, read) = if one_after_the_other {
-            let read = self.norm_of_sum(&out, &x, &w.feed_forward_norm)?;
-            (None, out.clone(), out, read)
-        } else {
-            let (attention_out, stream) = self.write(out, &w.attention_norm, &x)?;
-            let middle = if self.config.use_parallel_residual { x.clone() } else { stream.clone() };
-            let read = self.read(&middle, &w.feed_forward_norm)?;
-            (attention_out, stream, middle, read)
-        };
+        let Stream { x, .. } = stream;
+        let parallel = self.config.use_parallel_residual;
+        let norm = self.read_by(&w.feed_forward_norm).filter(|_| !parallel);
+        let (attention_out, stream) = self.write(out, &w.attention_norm, &x, norm)?;
+        let middle = if parallel { Stream::new(x.clone()) } else { stream.clone() };
+        let read = self.read(&middle, &w.feed_forward_norm)?;
         let (out, feed_forward) = self.feed(&w.feed_forward, read)?;
-        let (feed_forward_out, stream) = self.write(out, &w.feed_forward_norm, &stream)?;
-        Ok((stream, Activations { x, attention, attention_out, middle, feed_forward, feed_forward_out }))
+        let (feed_forward_out, stream) = self.write(out, &w.feed_forward_norm, &stream.x, next)?;
+        Ok((stream, Activations { x, attention, attention_out, middle: middle.x, feed_forward, feed_forward_out }))
     }
 
     /// Takes the gradient of the block's output, adds those of its weights to `into`, returns that of its input.
@@ -69,8 +84,18 @@ impl Transformer {
     }
 
     /// What attention or feed-forward layer reads of the residual stream: its norm, or the stream where norms come after.
-    fn read(&self, stream: &Tensor, norm: &Norm) -> Result<Tensor> {
-        if self.config.norms_come_after() { Ok(stream.clone()) } else { self.norm(stream, norm) }
+    fn read(&self, stream: &Stream, norm: &Norm) -> Result<Tensor> {
+        if self.config.norms_come_after() { Ok(stream.x.clone()) } else { self.normed(stream, norm) }
+    }
+
+    /// The norm by which a layer reads the residual stream; none where norms come after.
+    pub(super) fn read_by<'a>(&self, norm: &'a Norm) -> Option<&'a Norm> {
+        Some(norm).filter(|_| !self.config.norms_come_after())
+    }
+
+    /// The norm of the residual stream, taken now unless it was taken on the way.
+    pub(super) fn normed(&self, stream: &Stream, norm: &Norm) -> Result<Tensor> {
+        stream.normed.clone().map_or_else(|| self.norm(&stream.x, norm), Ok)
     }
 
     /// The gradient of the stream: of what was read of it, and of the connection around the layer, `around`.
@@ -90,16 +115,26 @@ impl Transformer {
         tap.norm(stream, norm, &dread, Some(around), dnorm)
     }
 
-    /// The residual stream with a layer's output, or its norm where norms come after; with it, what was normed.
-    fn write(&self, out: Tensor, norm: &Norm, stream: &Tensor) -> Result<(Option<Tensor>, Tensor)> {
-        let (normed, sum) = if self.config.norms_come_after() {
-            let sum = self.norm(&out, norm)?;
-            (Some(out), sum)
+    /// The residual stream with a layer's output, or its norm where norms come after, and normed by the norm that is `next` to read
+    /// it: one launch on a device for sum and norm. Beside it what was normed of the output.
+    fn write(
+        &self,
+        out: Tensor,
+        norm: &Norm,
+        stream: &Tensor,
+        next: Option<&Norm>,
+    ) -> Result<(Option<Tensor>, Stream)> {
+        let (read, x) = if self.config.norms_come_after() {
+            let normed = self.norm(&out, norm)?;
+            (Some(out), normed)
         } else {
             (None, out)
         };
-        add_assign(self.exec, &sum, stream)?;
-        Ok((normed, sum))
+        let normed = next.map(|next| self.norm_of_sum(&x, stream, next)).transpose()?;
+        if normed.is_none() {
+            add_assign(self.exec, &x, stream)?;
+        }
+        Ok((read, Stream { x, normed }))
     }
 }
 

@@ -151,6 +151,21 @@ impl Layout {
         Ok(flat.narrow(0, parameter.offset, parameter.len())?.reshape(parameter.shape.as_slice())?)
     }
 
+    /// As [`Layout::view`], of several matrices as one, `[Σ out, in]`, where they lie next to each other in this order and read inputs of
+    /// one width; nothing elsewhere.
+    ///
+    /// # Errors
+    /// As [`Layout::view`].
+    pub fn joined_view(&self, flat: &Tensor, names: &[String]) -> Result<Option<Tensor>> {
+        let parts = names.iter().map(|name| self.parameter(name)).collect::<Result<Vec<_>>>()?;
+        let adjoin =
+            |pair: &[&Parameter]| pair[0].range().end == pair[1].offset && pair[0].shape[1..] == pair[1].shape[1..];
+        let (Some(first), true) = (parts.first(), parts.windows(2).all(adjoin)) else { return Ok(None) };
+        let &[_, inputs] = first.shape.as_slice() else { return Ok(None) };
+        let outputs: usize = parts.iter().map(|part| part.shape[0]).sum();
+        Ok(Some(flat.narrow(0, first.offset, outputs * inputs)?.reshape((outputs, inputs))?))
+    }
+
     /// Fresh parameters: gains of norms 1, biases 0, matrices normal with deviation 0.02, those that write into the residual
     /// stream divided by √(2 · layers).
     ///

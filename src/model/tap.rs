@@ -11,7 +11,8 @@ use crate::kernels::{
 };
 use candle_core::Tensor;
 
-/// The gradient of one weight, before it is summed over tokens. A tied embedding is shown twice, its parts add up.
+/// The gradient of one weight, or of matrices that lie next to each other, taken as one, before it is summed over tokens. A tied
+/// embedding is shown twice, its parts add up.
 pub struct Part<'a> {
     /// Where the weight begins in the flat vector.
     pub offset: usize,

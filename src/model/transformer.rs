@@ -3,7 +3,7 @@
 //! Every backward pass stands beside its forward pass: those of a block and of its halves in files of their own. Weights and gradients are views into flat vectors of
 //! one [`Layout`]; activations are tensors of shape `[tokens, width]` in which several sequences lie one after another.
 
-use super::block::Activations;
+use super::block::{Activations, Stream};
 use super::tap::{See, Tap};
 use super::weights::{Linear, Norm};
 use super::{Layout, ModelConfig, Weights};
@@ -65,8 +65,8 @@ impl Transformer {
 
     /// Logits of every position: `[tokens, vocabulary]`. For tests and small inputs; scoring never forms them all.
     pub fn logits(&self, batch: Sequences<'_>) -> Result<Tensor> {
-        let x = self.hidden(batch, |_| Ok(()))?;
-        linear(self.exec, &self.norm(&x, &self.weights.norm)?, &self.weights.output)
+        let x = self.hidden(batch, true, |_| Ok(()))?;
+        linear(self.exec, &self.normed(&x, &self.weights.norm)?, &self.weights.output)
     }
 
     /// The negative log-likelihood in nats of `targets`, each predicted from the position of the same index in `rows`.
@@ -74,7 +74,7 @@ impl Transformer {
     /// # Shapes
     /// `rows, targets: [m]`, indices into `batch.tokens` and token ids → `[m]`.
     pub fn nll(&self, batch: Sequences<'_>, rows: &[usize], targets: &[u32]) -> Result<Vec<f64>> {
-        let x = select_rows(self.exec, &self.hidden(batch, |_| Ok(()))?, rows)?;
+        let x = select_rows(self.exec, &self.hidden(batch, false, |_| Ok(()))?.x, rows)?;
         cross_entropy(self.exec, &self.norm(&x, &self.weights.norm)?, &self.weights.output, targets)
     }
 
@@ -161,7 +161,7 @@ impl Transformer {
 
     /// As [`Transformer::nll`], on a device, where the losses stay: `[m]` f64.
     pub(crate) fn queue_nll(&self, batch: Sequences<'_>, rows: &[usize], targets: &[u32]) -> Result<Tensor> {
-        let x = select_rows(self.exec, &self.hidden(batch, |_| Ok(()))?, rows)?;
+        let x = select_rows(self.exec, &self.hidden(batch, false, |_| Ok(()))?.x, rows)?;
         cross_entropy_queued(self.exec, &self.norm(&x, &self.weights.norm)?, &self.weights.output, targets)
     }
 
@@ -177,14 +177,17 @@ impl Transformer {
         head: impl FnOnce(&Tensor, &mut Tap<'_, '_>) -> Result<(T, Tensor)>,
     ) -> Result<T> {
         let mut saved = Vec::with_capacity(self.weights.blocks.len());
-        let x = self.hidden(batch, |activations| {
+        let stream = self.hidden(batch, rows.is_none(), |activations| {
             saved.push(if self.recomputes { Kept::Input(activations.x) } else { Kept::Activations(activations) });
             Ok(())
         })?;
         let mut tap = Tap { exec: self.exec, eps: self.eps(), see };
-        let predicting = rows.map_or_else(|| Ok(x.clone()), |rows| select_rows(self.exec, &x, rows))?;
-        let (outputs, dnormed) = head(&self.norm(&predicting, &self.weights.norm)?, &mut tap)?;
-        let dx = tap.norm(&predicting, &self.weights.norm, &dnormed, None, &gradient.norm)?;
+        let predicting = match rows {
+            Some(rows) => Stream::new(select_rows(self.exec, &stream.x, rows)?),
+            None => stream,
+        };
+        let (outputs, dnormed) = head(&self.normed(&predicting, &self.weights.norm)?, &mut tap)?;
+        let dx = tap.norm(&predicting.x, &self.weights.norm, &dnormed, None, &gradient.norm)?;
         let mut dx = match rows {
             Some(rows) => select_rows_backward(self.exec, rows, &dx, batch.tokens.len())?,
             None => dx,
@@ -192,7 +195,7 @@ impl Transformer {
         for ((block, into), kept) in self.weights.blocks.iter().zip(&gradient.blocks).zip(saved).rev() {
             let activations = match kept {
                 Kept::Activations(activations) => activations,
-                Kept::Input(x) => self.block_forward(block, batch.lengths, x)?.1,
+                Kept::Input(x) => self.block_forward(block, batch.lengths, Stream::new(x), None)?.1,
             };
             dx = self.block_backward(block, into, batch.lengths, activations, dx, &mut tap)?;
         }
@@ -214,21 +217,30 @@ impl Transformer {
             index += 1;
             see(index - 1, input)
         };
-        let x = self.hidden(batch, |Activations { attention: a, feed_forward: f, .. }| {
+        let stream = self.hidden(batch, true, |Activations { attention: a, feed_forward: f, .. }| {
             [&a.read, &a.output_read, &f.read, &f.active].into_iter().try_for_each(&mut show)
         })?;
-        if self.config.tie_word_embeddings { Ok(()) } else { show(&self.norm(&x, &self.weights.norm)?) }
+        if self.config.tie_word_embeddings { Ok(()) } else { show(&self.normed(&stream, &self.weights.norm)?) }
     }
 
-    /// The residual stream after the last block: `[tokens, hidden]`; `keep` is handed what every block computed.
-    fn hidden(&self, batch: Sequences<'_>, mut keep: impl FnMut(Activations) -> Result<()>) -> Result<Tensor> {
-        let mut x = self.embed(batch)?;
-        for block in &self.weights.blocks {
-            let (next, activations) = self.block_forward(block, batch.lengths, x)?;
+    /// The residual stream after the last block: `[tokens, hidden]`, normed at once by the last norm where `all` rows of it are read;
+    /// `keep` is handed what every block computed.
+    fn hidden(
+        &self,
+        batch: Sequences<'_>,
+        all: bool,
+        mut keep: impl FnMut(Activations) -> Result<()>,
+    ) -> Result<Stream> {
+        let mut stream = Stream::new(self.embed(batch)?);
+        let Weights { blocks, norm, .. } = &self.weights;
+        let last = Some(norm).filter(|_| all);
+        let nexts = blocks.iter().skip(1).map(|block| self.read_by(&block.attention_norm)).chain([last]);
+        for (block, next) in blocks.iter().zip(nexts) {
+            let (after, activations) = self.block_forward(block, batch.lengths, stream, next)?;
             keep(activations)?;
-            x = next;
+            stream = after;
         }
-        Ok(x)
+        Ok(stream)
     }
 
     fn embed(&self, batch: Sequences<'_>) -> Result<Tensor> {
@@ -267,6 +279,11 @@ impl Transformer {
         let y = if w.inputs_first { conv1d(self.exec, x, &w.weight)? } else { linear(self.exec, x, &w.weight)? };
         w.bias.iter().try_for_each(|bias| add_bias(self.exec, &y, bias))?;
         Ok(y)
+    }
+
+    /// Whether kernels compute on a device, or their emulation.
+    pub(super) fn is_on_device(&self) -> bool {
+        matches!(self.exec, Exec::Device { .. })
     }
 
     fn eps(&self) -> f32 {

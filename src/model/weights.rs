@@ -26,6 +26,7 @@ pub(super) struct Block {
 /// The attention half of a block.
 pub(super) struct Attention {
     pub(super) projections: Vec<Linear>, // queries, keys, values; or one layer for all three
+    pub(super) joined: Option<[Linear; 2]>, // queries with values, and keys, where the former lie next to each other
     pub(super) q_norm: Option<Norm>,     // of [dim], or [queries · dim]
     pub(super) k_norm: Option<Norm>,     // of [dim], or [keys · dim]
     pub(super) output: Linear,           // queries · dim → hidden
@@ -33,8 +34,9 @@ pub(super) struct Attention {
 
 /// The feed-forward half of a block.
 pub(super) struct FeedForward {
-    pub(super) entry: Vec<Linear>, // gate and up, or up alone: hidden → inner
-    pub(super) down: Linear,       // inner → hidden
+    pub(super) entry: Vec<Linear>,     // gate and up, or up alone: hidden → inner
+    pub(super) joined: Option<Linear>, // gate with up, where they lie next to each other
+    pub(super) down: Linear,           // inner → hidden
 }
 
 /// A matrix and what is added to its products.
@@ -72,12 +74,26 @@ impl Weights {
             let several = |parts: &[&str], role: Role| -> Result<Vec<Linear>> {
                 parts.iter().map(|name| linear(&part(name), role)).collect()
             };
+            let joined = |[first, second]: [&str; 2]| -> Result<Option<Linear>> {
+                let weights = [first, second].map(|name| format!("{}.weight", part(name)));
+                let apart = weights.iter().any(|weight| config.stores_inputs_first(weight));
+                let weight = if apart { None } else { layout.joined_view(flat, &weights)? };
+                Ok(weight.map(|weight| Linear { weight, inputs_first: false, bias: None }))
+            };
+            // Norms of heads need queries whose rows lie next to each other.
+            let queries_and_values = match names.projections {
+                &[queries, keys, values] if config.head_norms().is_none() => joined([queries, values])?.zip(Some(keys)),
+                _ => None,
+            };
             let head_norm = |name: &str| config.head_norms().map(|_| norm(&part(name), false)).transpose();
             let [q_norm, k_norm] = names.head_norms;
             Ok(Block {
                 attention_norm: norm(&part(names.attention_norm), config.has_layer_norms())?,
                 attention: Attention {
                     projections: several(names.projections, Role::Projection)?,
+                    joined: queries_and_values
+                        .map(|(joined, keys)| Ok::<_, crate::Error>([joined, linear(&part(keys), Role::Projection)?]))
+                        .transpose()?,
                     q_norm: head_norm(q_norm)?,
                     k_norm: head_norm(k_norm)?,
                     output: linear(&part(names.attention_output), Role::AttentionOutput)?,
@@ -85,6 +101,10 @@ impl Weights {
                 feed_forward_norm: norm(&part(names.feed_forward_norm), config.has_layer_norms())?,
                 feed_forward: FeedForward {
                     entry: several(names.entry, Role::FeedForward)?,
+                    joined: match names.entry {
+                        &[gate, up] => joined([gate, up])?,
+                        _ => None,
+                    },
                     down: linear(&part(names.down), Role::FeedForward)?,
                 },
             })

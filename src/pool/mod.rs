@@ -38,6 +38,7 @@ mod repair;
 mod scorer;
 mod scores;
 mod settings;
+mod side_by_side;
 mod token_nll;
 mod training;
 mod verify;

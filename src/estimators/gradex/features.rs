@@ -113,9 +113,7 @@ impl Meta {
 
     /// Pᵀx of the moved part of a vector.
     pub(super) fn project(&self, projection: Projection, x: &[f32]) -> Vec<f64> {
-        let mut sums = vec![0.0; projection.columns()];
-        self.moved.iter().for_each(|range| projection.project(range.start, &x[range.clone()], &mut sums));
-        sums
+        projection.project_ranges(&self.moved, x)
     }
 
     /// P w over the moved part, 0 elsewhere.
@@ -250,11 +248,16 @@ fn measure(pool: &Pool, meta: &Meta, batch: &Batch, projection: Projection, key:
         meta.write(&meta.parameters, out);
         Ok(())
     })?;
-    let mut features = Vec::new();
-    evaluator.log_odds_gradients(batch, length, |_, gradient| {
-        features.extend(meta.project(projection, &meta.gradient(gradient)).into_iter().map(|value| value as f32));
-        Ok(())
-    })?;
+    let mut projected = Vec::new();
+    if meta.is_adapted() {
+        evaluator.log_odds_gradients(batch, length, |_, gradient| {
+            projected.push(meta.project(projection, &meta.gradient(gradient)));
+            Ok(())
+        })?;
+    } else {
+        projected = evaluator.projected_log_odds_gradients(batch, length, projection, &meta.moved)?;
+    }
+    let features: Vec<f32> = projected.into_iter().flatten().map(|value| value as f32).collect();
     let rows = features.len() / projection.columns();
     pool.store_tensors(key, &layout(rows, projection.columns()), &features)?;
     let passes = 6.0 * pool.layout().len() as f64 * batch.inputs.len() as f64;

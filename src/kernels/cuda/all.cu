@@ -7,5 +7,6 @@
 #include "elementwise.cu"
 #include "inner_product.cu"
 #include "norm.cu"
+#include "projection.cu"
 #include "rows.cu"
 #include "weighted_sum.cu"

@@ -7,7 +7,8 @@
 // value is summed by one block in a fixed order.
 //
 // q, out, dout, dq: [n, heads, dim]; k, v, dk, dv: [n, keys, dim]; lse, delta: [n, heads]; tiles: [tiles, 3], the first row of
-// each, and where its sequence starts and ends.
+// each, and where its sequence starts and ends. Queries, keys and values may be columns of wider rows, which lie q_stride, k_stride
+// and v_stride values apart; their gradients lie likewise.
 #pragma once
 #include "common.cuh"
 
@@ -30,11 +31,11 @@ __device__ inline Tile tile_of(const unsigned* tiles, int side, unsigned index) 
 }
 
 // 16 rows of one head in shared memory, a padded row apart; rows that are not there are 0.
-template <typename T> __device__ inline void fill(float* shared, const T* from, int first, int rows, int heads, int head, int dim) {
+template <typename T> __device__ inline void fill(float* shared, const T* from, int first, int rows, int stride, int head, int dim) {
     for (int i = threadIdx.x; i < SIDE * dim; i += blockDim.x) {
         int row = i / dim, d = i - row * dim;
         bool there = row < rows;
-        shared[row * (dim + 1) + d] = there ? to_float(from[(static_cast<long long>(first + row) * heads + head) * dim + d]) : 0.0f;
+        shared[row * (dim + 1) + d] = there ? to_float(from[static_cast<long long>(first + row) * stride + head * dim + d]) : 0.0f;
     }
 }
 
@@ -55,29 +56,29 @@ __device__ inline void add_rows(float* sums, const float* weights, const float* 
 }
 
 template <typename T>
-__device__ inline void put(T* to, const float* sums, float factor, int row, int heads, int head, int dim, int column) {
+__device__ inline void put(T* to, const float* sums, float factor, int row, int stride, int head, int dim, int column) {
 #pragma unroll
     for (int r = 0; r < PER_THREAD; r++)
         if (column + SIDE * r < dim)
-            to[(static_cast<long long>(row) * heads + head) * dim + column + SIDE * r] = from_float<T>(sums[r] * factor);
+            to[static_cast<long long>(row) * stride + head * dim + column + SIDE * r] = from_float<T>(sums[r] * factor);
 }
 
 template <typename T>
-__device__ inline void forward(T* out, float* lse, const T* q, const T* k, const T* v, const unsigned* tiles, int heads, int keys, int dim,
-                               float scale) {
+__device__ inline void forward(T* out, float* lse, const T* q, const T* k, const T* v, const unsigned* tiles, int q_stride,
+                               int k_stride, int v_stride, int heads, int keys, int dim, float scale) {
     DYNAMIC_SHARED(float, shared);
     float *q_rows = shared, *k_rows = q_rows + SIDE * (dim + 1), *v_rows = k_rows + SIDE * (dim + 1);
     float *scores = v_rows + SIDE * (dim + 1), *weights = scores + SIDE * SIDE;
     Tile tile = tile_of(tiles, SIDE, blockIdx.x);
     int head = blockIdx.y, key_head = head / (heads / keys);
     int i = threadIdx.x / SIDE, j = threadIdx.x % SIDE;
-    fill(q_rows, q, tile.first, tile.rows, heads, head, dim);
+    fill(q_rows, q, tile.first, tile.rows, q_stride, head, dim);
     float sums[PER_THREAD] = {}, max = -INFINITY, sum = 0.0f;
     for (int first = tile.start; first < tile.first + tile.rows; first += SIDE) {
         int rows = min(SIDE, tile.end - first);
         __syncthreads();
-        fill(k_rows, k, first, rows, keys, key_head, dim);
-        fill(v_rows, v, first, rows, keys, key_head, dim);
+        fill(k_rows, k, first, rows, k_stride, key_head, dim);
+        fill(v_rows, v, first, rows, v_stride, key_head, dim);
         __syncthreads();
         bool visible = first + j <= tile.first + i;
         float score = visible ? dot(q_rows + i * (dim + 1), k_rows + j * (dim + 1), dim) * scale : -INFINITY;
@@ -96,28 +97,29 @@ __device__ inline void forward(T* out, float* lse, const T* q, const T* k, const
         add_rows(sums, weights + i * SIDE, v_rows, j, dim);
     }
     if (i >= tile.rows) return;
-    put(out, sums, 1.0f / sum, tile.first + i, heads, head, dim, j);
+    put(out, sums, 1.0f / sum, tile.first + i, heads * dim, head, dim, j);
     if (j == 0) lse[static_cast<long long>(tile.first + i) * heads + head] = max + logf(sum);
 }
 
 template <typename T>
 __device__ inline void backward_queries(T* dq, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* delta,
-                                        const unsigned* tiles, int heads, int keys, int dim, float scale) {
+                                        const unsigned* tiles, int q_stride, int k_stride, int v_stride, int heads, int keys, int dim,
+                                        float scale) {
     DYNAMIC_SHARED(float, shared);
     int size = SIDE * (dim + 1);
     float *q_rows = shared, *k_rows = q_rows + size, *v_rows = k_rows + size, *d_rows = v_rows + size, *dscores = d_rows + size;
     Tile tile = tile_of(tiles, SIDE, blockIdx.x);
     int head = blockIdx.y, key_head = head / (heads / keys);
     int i = threadIdx.x / SIDE, j = threadIdx.x % SIDE;
-    fill(q_rows, q, tile.first, tile.rows, heads, head, dim);
-    fill(d_rows, dout, tile.first, tile.rows, heads, head, dim);
+    fill(q_rows, q, tile.first, tile.rows, q_stride, head, dim);
+    fill(d_rows, dout, tile.first, tile.rows, heads * dim, head, dim);
     long long place = static_cast<long long>(tile.first + min(i, tile.rows - 1)) * heads + head;
     float row_lse = lse[place], row_delta = delta[place], sums[PER_THREAD] = {};
     for (int first = tile.start; first < tile.first + tile.rows; first += SIDE) {
         int rows = min(SIDE, tile.end - first);
         __syncthreads();
-        fill(k_rows, k, first, rows, keys, key_head, dim);
-        fill(v_rows, v, first, rows, keys, key_head, dim);
+        fill(k_rows, k, first, rows, k_stride, key_head, dim);
+        fill(v_rows, v, first, rows, v_stride, key_head, dim);
         __syncthreads();
         float p = 0.0f, dp = 0.0f;
         if (first + j <= tile.first + i && i < tile.rows) {
@@ -128,12 +130,13 @@ __device__ inline void backward_queries(T* dq, const T* q, const T* k, const T* 
         __syncthreads();
         add_rows(sums, dscores + i * SIDE, k_rows, j, dim);
     }
-    if (i < tile.rows) put(dq, sums, 1.0f, tile.first + i, heads, head, dim, j);
+    if (i < tile.rows) put(dq, sums, 1.0f, tile.first + i, q_stride, head, dim, j);
 }
 
 template <typename T>
 __device__ inline void backward_keys(T* dk, T* dv, const T* q, const T* k, const T* v, const T* dout, const float* lse, const float* delta,
-                                     const unsigned* tiles, int heads, int keys, int dim, float scale) {
+                                     const unsigned* tiles, int q_stride, int k_stride, int v_stride, int heads, int keys, int dim,
+                                     float scale) {
     DYNAMIC_SHARED(float, shared);
     int size = SIDE * (dim + 1);
     float *q_rows = shared, *k_rows = q_rows + size, *v_rows = k_rows + size, *d_rows = v_rows + size;
@@ -141,15 +144,15 @@ __device__ inline void backward_keys(T* dk, T* dv, const T* q, const T* k, const
     Tile tile = tile_of(tiles, SIDE, blockIdx.x);
     int key_head = blockIdx.y, group = heads / keys;
     int i = threadIdx.x / SIDE, j = threadIdx.x % SIDE;  // key and query
-    fill(k_rows, k, tile.first, tile.rows, keys, key_head, dim);
-    fill(v_rows, v, tile.first, tile.rows, keys, key_head, dim);
+    fill(k_rows, k, tile.first, tile.rows, k_stride, key_head, dim);
+    fill(v_rows, v, tile.first, tile.rows, v_stride, key_head, dim);
     float dk_sums[PER_THREAD] = {}, dv_sums[PER_THREAD] = {};
     for (int head = key_head * group; head < (key_head + 1) * group; head++) {
         for (int first = tile.first; first < tile.end; first += SIDE) {
             int rows = min(SIDE, tile.end - first);
             __syncthreads();
-            fill(q_rows, q, first, rows, heads, head, dim);
-            fill(d_rows, dout, first, rows, heads, head, dim);
+            fill(q_rows, q, first, rows, q_stride, head, dim);
+            fill(d_rows, dout, first, rows, heads * dim, head, dim);
             __syncthreads();
             float p = 0.0f, ds = 0.0f;
             if (tile.first + i <= first + j && j < rows) {
@@ -165,8 +168,8 @@ __device__ inline void backward_keys(T* dk, T* dv, const T* q, const T* k, const
         }
     }
     if (i >= tile.rows) return;
-    put(dk, dk_sums, 1.0f, tile.first + i, keys, key_head, dim, j);
-    put(dv, dv_sums, 1.0f, tile.first + i, keys, key_head, dim, j);
+    put(dk, dk_sums, 1.0f, tile.first + i, k_stride, key_head, dim, j);
+    put(dv, dv_sums, 1.0f, tile.first + i, v_stride, key_head, dim, j);
 }
 
 // delta[row] = Σ dout · out over one head of one token, by one warp: what the softmax's gradient subtracts.
@@ -183,17 +186,21 @@ template <typename T> __device__ inline void deltas(float* delta, const T* out, 
 }  // namespace attention
 
 #define ATTENTION(T, suffix)                                                                                                  \
-    KERNEL(256, attention_##suffix, T* out, float* lse, const T* q, const T* k, const T* v, const unsigned* tiles, int heads,  \
-           int keys, int dim, float scale) {                                                                                   \
-        attention::forward(out, lse, q, k, v, tiles, heads, keys, dim, scale);                                                 \
+    KERNEL(256, attention_##suffix, T* out, float* lse, const T* q, const T* k, const T* v, const unsigned* tiles,             \
+           int q_stride, int k_stride, int v_stride, int heads, int keys, int dim, float scale) {                              \
+        attention::forward(out, lse, q, k, v, tiles, q_stride, k_stride, v_stride, heads, keys, dim, scale);                   \
     }                                                                                                                          \
     KERNEL(256, attention_queries_##suffix, T* dq, const T* q, const T* k, const T* v, const T* dout, const float* lse,        \
-           const float* delta, const unsigned* tiles, int heads, int keys, int dim, float scale) {                             \
-        attention::backward_queries(dq, q, k, v, dout, lse, delta, tiles, heads, keys, dim, scale);                            \
+           const float* delta, const unsigned* tiles, int q_stride, int k_stride, int v_stride, int heads, int keys, int dim,  \
+           float scale) {                                                                                                      \
+        attention::backward_queries(dq, q, k, v, dout, lse, delta, tiles, q_stride, k_stride, v_stride, heads, keys, dim,      \
+                                    scale);                                                                                    \
     }                                                                                                                          \
     KERNEL(256, attention_keys_##suffix, T* dk, T* dv, const T* q, const T* k, const T* v, const T* dout, const float* lse,    \
-           const float* delta, const unsigned* tiles, int heads, int keys, int dim, float scale) {                             \
-        attention::backward_keys(dk, dv, q, k, v, dout, lse, delta, tiles, heads, keys, dim, scale);                           \
+           const float* delta, const unsigned* tiles, int q_stride, int k_stride, int v_stride, int heads, int keys, int dim,  \
+           float scale) {                                                                                                      \
+        attention::backward_keys(dk, dv, q, k, v, dout, lse, delta, tiles, q_stride, k_stride, v_stride, heads, keys, dim,     \
+                                 scale);                                                                                       \
     }                                                                                                                          \
     KERNEL(128, attention_deltas_##suffix, float* delta, const T* out, const T* dout, int rows, int dim) {                     \
         attention::deltas(delta, out, dout, rows, dim);                                                                        \

@@ -23,13 +23,13 @@ constexpr float LOG2E = 1.4426950408889634f;
 
 template <int D> constexpr int STRIDE = D + 8;  // of rows in shared memory
 
-// Where a row of one head begins.
-template <int D> __device__ inline long long place(int row, int heads, int head) {
-    return (static_cast<long long>(row) * heads + head) * D;
+// Where a row of one head begins in a tensor whose rows lie `stride` values apart.
+template <int D> __device__ inline long long place(int row, int stride, int head) {
+    return static_cast<long long>(row) * stride + head * D;
 }
 
 // Queues copies of a tile of N rows of one head, from its first row on, 16 bytes a thread at a time; rows that are not there are 0.
-template <int D, int N> __device__ inline void queue_tile(bf16* shared, const bf16* first, int rows, int heads) {
+template <int D, int N> __device__ inline void queue_tile(bf16* shared, const bf16* first, int rows, int stride) {
     constexpr int PIECES = D / 8, AT_ONCE = THREADS / PIECES;
     int row = threadIdx.x / PIECES, d = threadIdx.x % PIECES * 8;
     shared += row * STRIDE<D> + d;
@@ -37,18 +37,18 @@ template <int D, int N> __device__ inline void queue_tile(bf16* shared, const bf
 #pragma unroll
     for (int i = 0; i < N; i += AT_ONCE) {
         bool there = row + i < rows;
-        async_copy::queue<16>(shared + i * STRIDE<D>, first + (there ? place<D>(row + i, heads, 0) : 0), there);
+        async_copy::queue<16>(shared + i * STRIDE<D>, first + (there ? place<D>(row + i, stride, 0) : 0), there);
     }
 }
 
 // The first factors of this warp's 16 rows of one head, from memory: rows g and g + 8 of the warp; rows that are not there are 0.
 template <int D>
-__device__ inline void fragments(uint32_t (&a)[D / 16][4], const bf16* from, int first, int rows, int heads, int head) {
+__device__ inline void fragments(uint32_t (&a)[D / 16][4], const bf16* from, int first, int rows, int stride, int head) {
     int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16 + lane / 4, column = lane % 4 * 2;
 #pragma unroll
     for (int lower = 0; lower < 2; lower++) {
         bool there = row + 8 * lower < rows;
-        const bf16* at = from + place<D>(first + (there ? row + 8 * lower : 0), heads, head) + column;
+        const bf16* at = from + place<D>(first + (there ? row + 8 * lower : 0), stride, head) + column;
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
             a[k][lower] = there ? pair(at + 16 * k) : 0;
@@ -108,12 +108,12 @@ template <int N, typename F> __device__ inline void each_score(float (&scores)[N
 
 // Writes the warp's 16 rows of one head.
 template <int D>
-__device__ inline void put(bf16* to, const float (&sums)[D / 8][4], const float (&factors)[2], int first, int rows, int heads, int head) {
+__device__ inline void put(bf16* to, const float (&sums)[D / 8][4], const float (&factors)[2], int first, int rows, int stride, int head) {
     int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16 + lane / 4;
 #pragma unroll
     for (int lower = 0; lower < 2; lower++) {
         if (row + 8 * lower >= rows) continue;
-        bf16* at = to + place<D>(first + row + 8 * lower, heads, head) + lane % 4 * 2;
+        bf16* at = to + place<D>(first + row + 8 * lower, stride, head) + lane % 4 * 2;
 #pragma unroll
         for (int d = 0; d < D / 8; d++)
             *reinterpret_cast<uint32_t*>(at + 8 * d) =
@@ -133,13 +133,13 @@ __device__ inline float row_sum(float x) {
 
 // Calls each(first, keys, values) for the tiles of N keys that a tile of queries sees, in order; both lie in shared memory.
 template <int D, int N, typename F>
-__device__ inline void each_tile_of_keys(const bf16* k, const bf16* v, Tile tile, int keys, int key_head, F each) {
+__device__ inline void each_tile_of_keys(const bf16* k, const bf16* v, Tile tile, int k_stride, int v_stride, int key_head, F each) {
     DYNAMIC_SHARED(bf16, shared);
     constexpr int LENGTH = N * STRIDE<D>;
     auto queue = [=](int first, int stage) {
-        long long at = place<D>(first, keys, key_head);
-        queue_tile<D, N>(shared + 2 * stage * LENGTH, k + at, tile.end - first, keys);
-        queue_tile<D, N>(shared + (2 * stage + 1) * LENGTH, v + at, tile.end - first, keys);
+        int rows = tile.end - first;
+        queue_tile<D, N>(shared + 2 * stage * LENGTH, k + place<D>(first, k_stride, key_head), rows, k_stride);
+        queue_tile<D, N>(shared + (2 * stage + 1) * LENGTH, v + place<D>(first, v_stride, key_head), rows, v_stride);
     };
     queue(tile.start, 0);
     int end = tile.first + tile.rows;
@@ -152,16 +152,16 @@ __device__ inline void each_tile_of_keys(const bf16* k, const bf16* v, Tile tile
 }
 
 template <int D>
-__device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const unsigned* tiles, int heads, int keys,
-                               float scale) {
+__device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const unsigned* tiles, int q_stride,
+                               int k_stride, int v_stride, int heads, int keys, float scale) {
     constexpr int N = 64;  // keys of a tile
     Tile tile = attention::tile_of(tiles, SIDE, gridDim.x - 1 - blockIdx.x);  // those that see most keys begin first
     int head = blockIdx.y, key_head = head / (heads / keys);
     int lane = threadIdx.x % WARP, warp_row = tile.first + threadIdx.x / WARP * 16, row = warp_row + lane / 4;  // and row + 8
     uint32_t q_fragments[D / 16][4];
-    fragments<D>(q_fragments, q, tile.first, tile.rows, heads, head);
+    fragments<D>(q_fragments, q, tile.first, tile.rows, q_stride, head);
     float sums[D / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {}, factor = scale * LOG2E;
-    each_tile_of_keys<D, N>(k, v, tile, keys, key_head, [&](int first, const bf16* k_rows, const bf16* v_rows) {
+    each_tile_of_keys<D, N>(k, v, tile, k_stride, v_stride, key_head, [&](int first, const bf16* k_rows, const bf16* v_rows) {
         float p[N / 8][4] = {};
 #pragma unroll
         for (int c = 0; c < D / 16; c += 2) add_products<D, N>(p, q_fragments[c], q_fragments[c + 1], k_rows, c);
@@ -195,7 +195,7 @@ __device__ inline void forward(bf16* out, float* lse, const bf16* q, const bf16*
         if (lane % 4 == 0 && row + 8 * lower < tile.first + tile.rows)
             lse[static_cast<long long>(row + 8 * lower) * heads + head] = max[lower] * scale + logf(whole);
     }
-    put<D>(out, sums, factors, tile.first, tile.rows, heads, head);
+    put<D>(out, sums, factors, tile.first, tile.rows, heads * D, head);
 }
 
 // Σ out · dout over the row of a fragment: what the softmax's gradient subtracts.
@@ -216,18 +216,19 @@ template <int D> __device__ inline void deltas(float (&sums)[2], const uint32_t 
 // dq, and delta for `backward_keys`, which runs after it.
 template <int D>
 __device__ inline void backward_queries(bf16* dq, float* delta, const bf16* q, const bf16* k, const bf16* v, const bf16* out,
-                                        const bf16* dout, const float* lse, const unsigned* tiles, int heads, int keys, float scale) {
+                                        const bf16* dout, const float* lse, const unsigned* tiles, int q_stride, int k_stride, int v_stride,
+                                        int heads, int keys, float scale) {
     constexpr int N = D == 64 ? 64 : 32;  // keys of a tile: what registers allow
     Tile tile = attention::tile_of(tiles, SIDE, gridDim.x - 1 - blockIdx.x);
     int head = blockIdx.y, key_head = head / (heads / keys);
     int lane = threadIdx.x % WARP, warp_row = tile.first + threadIdx.x / WARP * 16, row = warp_row + lane / 4;
     uint32_t q_fragments[D / 16][4], d_fragments[D / 16][4];
-    fragments<D>(q_fragments, q, tile.first, tile.rows, heads, head);
-    fragments<D>(d_fragments, dout, tile.first, tile.rows, heads, head);
+    fragments<D>(q_fragments, q, tile.first, tile.rows, q_stride, head);
+    fragments<D>(d_fragments, dout, tile.first, tile.rows, heads * D, head);
     float offset[2], row_delta[2], sums[D / 8][4] = {}, factor = scale * LOG2E;
     {
         uint32_t out_fragments[D / 16][4];
-        fragments<D>(out_fragments, out, tile.first, tile.rows, heads, head);
+        fragments<D>(out_fragments, out, tile.first, tile.rows, heads * D, head);
         deltas<D>(row_delta, out_fragments, d_fragments);
     }
 #pragma unroll
@@ -237,7 +238,7 @@ __device__ inline void backward_queries(bf16* dq, float* delta, const bf16* q, c
         offset[lower] = there ? -lse[at] * LOG2E : 0.0f;
         if (there && lane % 4 == 0) delta[at] = row_delta[lower];
     }
-    each_tile_of_keys<D, N>(k, v, tile, keys, key_head, [&](int first, const bf16* k_rows, const bf16* v_rows) {
+    each_tile_of_keys<D, N>(k, v, tile, k_stride, v_stride, key_head, [&](int first, const bf16* k_rows, const bf16* v_rows) {
         float p[N / 8][4] = {}, dp[N / 8][4] = {};
 #pragma unroll
         for (int c = 0; c < D / 16; c += 2) {
@@ -254,12 +255,13 @@ __device__ inline void backward_queries(bf16* dq, float* delta, const bf16* q, c
         add_tile<D, N>(sums, p, k_rows);
     });
     const float factors[2] = {scale, scale};
-    put<D>(dq, sums, factors, tile.first, tile.rows, heads, head);
+    put<D>(dq, sums, factors, tile.first, tile.rows, q_stride, head);
 }
 
 template <int D>
 __device__ inline void backward_keys(bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout, const float* lse,
-                                     const float* delta, const unsigned* tiles, int heads, int keys, float scale) {
+                                     const float* delta, const unsigned* tiles, int q_stride, int k_stride, int v_stride, int heads, int keys,
+                                     float scale) {
     constexpr int N = D == 64 ? 32 : 16;  // queries of a tile: what registers allow
     constexpr int LENGTH = N * STRIDE<D>;
     DYNAMIC_SHARED(bf16, k_rows);
@@ -270,8 +272,8 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const bf16* q, const bf
     int lane = threadIdx.x % WARP, warp_row = tile.first + threadIdx.x / WARP * 16, row = warp_row + lane / 4;  // keys row and row + 8
     auto queue = [=](int head, int first, int stage) {
         int rows = tile.end - first;
-        queue_tile<D, N>(passing + 2 * stage * LENGTH, q + place<D>(first, heads, head), rows, heads);
-        queue_tile<D, N>(passing + (2 * stage + 1) * LENGTH, dout + place<D>(first, heads, head), rows, heads);
+        queue_tile<D, N>(passing + 2 * stage * LENGTH, q + place<D>(first, q_stride, head), rows, q_stride);
+        queue_tile<D, N>(passing + (2 * stage + 1) * LENGTH, dout + place<D>(first, heads * D, head), rows, heads * D);
         if (threadIdx.x < N) {
             bool there = static_cast<int>(threadIdx.x) < rows;
             long long at = static_cast<long long>(first + (there ? threadIdx.x : 0)) * heads + head;
@@ -279,8 +281,8 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const bf16* q, const bf
             async_copy::queue<4>(passing_lse + (2 * stage + 1) * N + threadIdx.x, delta + at, there);
         }
     };
-    queue_tile<D, SIDE>(k_rows, k + place<D>(tile.first, keys, key_head), tile.rows, keys);
-    queue_tile<D, SIDE>(v_rows, v + place<D>(tile.first, keys, key_head), tile.rows, keys);
+    queue_tile<D, SIDE>(k_rows, k + place<D>(tile.first, k_stride, key_head), tile.rows, k_stride);
+    queue_tile<D, SIDE>(v_rows, v + place<D>(tile.first, v_stride, key_head), tile.rows, v_stride);
     queue(key_head * group, tile.first, 0);
     float dk_sums[D / 8][4] = {}, dv_sums[D / 8][4] = {}, factor = scale * LOG2E;
     int last = (key_head + 1) * group - 1;
@@ -320,27 +322,29 @@ __device__ inline void backward_keys(bf16* dk, bf16* dv, const bf16* q, const bf
         first = next;
     }
     const float factors[2] = {scale, scale}, ones[2] = {1.0f, 1.0f};
-    put<D>(dk, dk_sums, factors, tile.first, tile.rows, keys, key_head);
-    put<D>(dv, dv_sums, ones, tile.first, tile.rows, keys, key_head);
+    put<D>(dk, dk_sums, factors, tile.first, tile.rows, k_stride, key_head);
+    put<D>(dv, dv_sums, ones, tile.first, tile.rows, v_stride, key_head);
 }
 
 }  // namespace attention_tiles
 
 // Blocks on a multiprocessor: what registers allow without spills.
 #define ATTENTION_TILES(D, blocks)                                                                                            \
-    RESIDENT_KERNEL(128, blocks, attention_tiles_##D, bf16* out, float* lse, const bf16* q, const bf16* k,                    \
-                    const bf16* v, const unsigned* tiles, int heads, int keys, float scale) {                                 \
-        attention_tiles::forward<D>(out, lse, q, k, v, tiles, heads, keys, scale);                                            \
+    RESIDENT_KERNEL(128, blocks, attention_tiles_##D, bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v,     \
+                    const unsigned* tiles, int q_stride, int k_stride, int v_stride, int heads, int keys, float scale) {      \
+        attention_tiles::forward<D>(out, lse, q, k, v, tiles, q_stride, k_stride, v_stride, heads, keys, scale);              \
     }                                                                                                                         \
     RESIDENT_KERNEL(128, blocks, attention_tiles_queries_##D, bf16* dq, float* delta, const bf16* q, const bf16* k,           \
-                    const bf16* v, const bf16* out, const bf16* dout, const float* lse, const unsigned* tiles, int heads,     \
-                    int keys, float scale) {                                                                                  \
-        attention_tiles::backward_queries<D>(dq, delta, q, k, v, out, dout, lse, tiles, heads, keys, scale);                  \
+                    const bf16* v, const bf16* out, const bf16* dout, const float* lse, const unsigned* tiles, int q_stride,  \
+                    int k_stride, int v_stride, int heads, int keys, float scale) {                                           \
+        attention_tiles::backward_queries<D>(dq, delta, q, k, v, out, dout, lse, tiles, q_stride, k_stride, v_stride, heads,  \
+                                             keys, scale);                                                                    \
     }                                                                                                                         \
     RESIDENT_KERNEL(128, blocks, attention_tiles_keys_##D, bf16* dk, bf16* dv, const bf16* q, const bf16* k,                  \
-                    const bf16* v, const bf16* dout, const float* lse, const float* delta, const unsigned* tiles, int heads,  \
-                    int keys, float scale) {                                                                                  \
-        attention_tiles::backward_keys<D>(dk, dv, q, k, v, dout, lse, delta, tiles, heads, keys, scale);                      \
+                    const bf16* v, const bf16* dout, const float* lse, const float* delta, const unsigned* tiles, int q_stride,\
+                    int k_stride, int v_stride, int heads, int keys, float scale) {                                           \
+        attention_tiles::backward_keys<D>(dk, dv, q, k, v, dout, lse, delta, tiles, q_stride, k_stride, v_stride, heads, keys,\
+                                          scale);                                                                             \
     }
 ATTENTION_TILES(64, 3)
 ATTENTION_TILES(128, 2)

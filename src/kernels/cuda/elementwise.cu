@@ -1,6 +1,7 @@
 //! Element by element: SwiGLU, GELU, biases, sums and copies.
 //
-// A thread takes 16 bytes of each operand where all are aligned, one value otherwise; neighbouring threads take neighbours.
+// A thread takes 16 bytes of each operand where all are aligned, one value otherwise; neighbouring threads take neighbours. Gate
+// and up may be columns of one tensor: their rows, and those of their gradients, lie `stride` values apart.
 #include "common.cuh"
 
 namespace elementwise {
@@ -29,9 +30,17 @@ template <int N, typename F> __device__ inline void runs(long long n, F each) {
 
 __device__ inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-template <typename T, int N> __device__ inline void swiglu(T* out, const T* gate, const T* up, long long n) {
-    runs<N>(n, [=](long long at) {
-        Run<T, N> g = load<T, N>(gate + at), u = load<T, N>(up + at), o;
+// Calls each(index of a first value in packed rows, and in rows `stride` apart) for the values of this thread.
+template <int N, typename F> __device__ inline void strided_runs(int n, int width, int stride, F each) {
+    unsigned run = blockIdx.x * blockDim.x + threadIdx.x, of_row = width / N;
+    if (run >= static_cast<unsigned>(n) * of_row) return;
+    long long at = static_cast<long long>(run) * N;
+    each(at, at + static_cast<long long>(run / of_row) * (stride - width));
+}
+
+template <typename T, int N> __device__ inline void swiglu(T* out, const T* gate, const T* up, int n, int width, int stride) {
+    strided_runs<N>(n, width, stride, [=](long long at, long long from) {
+        Run<T, N> g = load<T, N>(gate + from), u = load<T, N>(up + from), o;
         for (int j = 0; j < N; j++) {
             float x = to_float(g.at[j]);
             o.at[j] = from_float<T>(x * sigmoid(x) * to_float(u.at[j]));
@@ -41,16 +50,16 @@ template <typename T, int N> __device__ inline void swiglu(T* out, const T* gate
 }
 
 template <typename T, int N>
-__device__ inline void swiglu_backward(T* dgate, T* dup, const T* gate, const T* up, const T* dout, long long n) {
-    runs<N>(n, [=](long long at) {
-        Run<T, N> g = load<T, N>(gate + at), u = load<T, N>(up + at), d = load<T, N>(dout + at), dg, du;
+__device__ inline void swiglu_backward(T* dgate, T* dup, const T* gate, const T* up, const T* dout, int n, int width, int stride) {
+    strided_runs<N>(n, width, stride, [=](long long at, long long from) {
+        Run<T, N> g = load<T, N>(gate + from), u = load<T, N>(up + from), d = load<T, N>(dout + at), dg, du;
         for (int j = 0; j < N; j++) {
             float x = to_float(g.at[j]), y = to_float(d.at[j]), s = sigmoid(x);
             dg.at[j] = from_float<T>(y * to_float(u.at[j]) * s * (x * (1.0f - s) + 1.0f));
             du.at[j] = from_float<T>(y * x * s);
         }
-        store<T, N>(dgate + at, dg);
-        store<T, N>(dup + at, du);
+        store<T, N>(dgate + from, dg);
+        store<T, N>(dup + from, du);
     });
 }
 
@@ -81,13 +90,14 @@ template <typename T, int N> __device__ inline void add(T* y, const T* x, long l
 
 // `wide` is what the launch was made for: WIDE<T> values a thread, all of n and width multiples of it, or 1.
 #define ELEMENTWISE(T, suffix)                                                                                                \
-    KERNEL(256, swiglu_##suffix, T* out, const T* gate, const T* up, long long n, int wide) {                                  \
-        if (wide) elementwise::swiglu<T, WIDE<T>>(out, gate, up, n);                                                           \
-        else elementwise::swiglu<T, 1>(out, gate, up, n);                                                                      \
+    KERNEL(256, swiglu_##suffix, T* out, const T* gate, const T* up, int n, int width, int stride, int wide) {                 \
+        if (wide) elementwise::swiglu<T, WIDE<T>>(out, gate, up, n, width, stride);                                            \
+        else elementwise::swiglu<T, 1>(out, gate, up, n, width, stride);                                                       \
     }                                                                                                                          \
-    KERNEL(256, swiglu_backward_##suffix, T* dgate, T* dup, const T* gate, const T* up, const T* dout, long long n, int wide) { \
-        if (wide) elementwise::swiglu_backward<T, WIDE<T>>(dgate, dup, gate, up, dout, n);                                     \
-        else elementwise::swiglu_backward<T, 1>(dgate, dup, gate, up, dout, n);                                                \
+    KERNEL(256, swiglu_backward_##suffix, T* dgate, T* dup, const T* gate, const T* up, const T* dout, int n, int width,       \
+           int stride, int wide) {                                                                                             \
+        if (wide) elementwise::swiglu_backward<T, WIDE<T>>(dgate, dup, gate, up, dout, n, width, stride);                      \
+        else elementwise::swiglu_backward<T, 1>(dgate, dup, gate, up, dout, n, width, stride);                                 \
     }                                                                                                                          \
     KERNEL(256, gelu_##suffix, T* y, const T* x, const T* dy, int tanh_form, long long n, int wide) {                          \
         if (wide) elementwise::gelus<T, WIDE<T>>(y, x, dy, tanh_form, n);                                                      \

@@ -36,13 +36,14 @@ __device__ inline void add_by_id(float* table, const T* x, const unsigned* ids, 
 }
 
 // RoPE of queries and keys in place: elements i and i + half of each head turn by the angle of the row's position. A thread
-// turns N neighbouring pairs; the heads of the queries come first. cos, sin: [positions, half]; sign −1 turns back.
+// turns N neighbouring pairs; the heads of the queries come first. Rows of either lie as many values apart as its stride says.
+// cos, sin: [positions, half]; sign −1 turns back.
 template <typename T, int N>
 __device__ inline void rope(T* q, T* k, const float* cos, const float* sin, const unsigned* positions, int q_heads, int k_heads,
-                            int head_dim, int half, float sign) {
+                            int q_stride, int k_stride, int head_dim, int half, float sign) {
     long long row = blockIdx.x, angles = static_cast<long long>(positions[row]) * half;
-    q += row * q_heads * head_dim;
-    k += row * k_heads * head_dim;
+    q += row * q_stride;
+    k += row * k_stride;
     columns<N>((q_heads + k_heads) * half, [=](int index) {
         int head = index / half, i = index - head * half;
         T* pair = head < q_heads ? q + head * head_dim + i : k + (head - q_heads) * head_dim + i;
@@ -88,11 +89,11 @@ __device__ inline void fused(T* fused, T* q, T* k, T* v, long long n, int count,
            const unsigned* order, int width) {                                                                                 \
         rows::add_by_id(table, x, ids, starts, order, width);                                                                  \
     }                                                                                                                          \
-    KERNEL(256, rope_##suffix, T* q, T* k, const float* cos, const float* sin, const unsigned* positions, int q_heads,         \
-           int k_heads, int head_dim, int half, float sign, int wide) {                                                        \
-        if (wide) rows::rope<T, 4>(q, k, cos, sin, positions, q_heads, k_heads, head_dim, half, sign);                         \
-        else rows::rope<T, 1>(q, k, cos, sin, positions, q_heads, k_heads, head_dim, half, sign);                              \
-    }                                                                                                                          \
+    KERNEL(256, rope_##suffix, T* q, T* k, const float* cos, const float* sin, const unsigned* positions, int q_heads,        \
+           int k_heads, int q_stride, int k_stride, int head_dim, int half, float sign, int wide) {                           \
+        if (wide) rows::rope<T, 4>(q, k, cos, sin, positions, q_heads, k_heads, q_stride, k_stride, head_dim, half, sign);    \
+        else rows::rope<T, 1>(q, k, cos, sin, positions, q_heads, k_heads, q_stride, k_stride, head_dim, half, sign);         \
+    }                                                                                                                         \
     KERNEL(256, fused_##suffix, T* fused, T* q, T* k, T* v, long long n, int count, int q_width, int k_width, int v_width,     \
            int join) {                                                                                                         \
         rows::fused(fused, q, k, v, n, count, q_width, k_width, v_width, join);                                                \

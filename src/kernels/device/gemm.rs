@@ -91,6 +91,7 @@ pub(crate) fn gemm(tf32: bool, out: &Tensor, accumulate: bool, a: Operand<'_>, b
     if rows == 0 || columns == 0 {
         return Ok(());
     }
+    super::count_launch();
     let (first, second) = (Factor::of(b)?, Factor::of(a)?);
     let product = Product { first, second, out, rows: columns, columns: rows, inner, accumulate, tf32 };
     match out.device() {

@@ -22,21 +22,25 @@ mod inner_product;
 mod later;
 mod norm;
 mod places;
+mod projection;
 mod rows;
 mod streamed;
 mod weighted_sum;
 
 pub(crate) use adamw::DeviceAdamW;
 pub(super) use along::DeviceAlong;
+pub use attention::attention_backward_on_device;
 pub(super) use attention::{attention, attention_backward};
 pub use choice::{DeviceChoice, DeviceMemory};
 pub use compute::{Compute, Precision};
 pub(crate) use cross_entropy::{add_sum, cross_entropy, cross_entropy_backward, log_odds_backward};
+pub use elementwise::swiglu_backward_on_device;
 pub(super) use elementwise::{add, fill_zero, gelu, swiglu, swiglu_backward};
 pub(super) use gemm::{Operand, gemm, product};
 pub(super) use inner_product::{Rows, add_inner_products};
 pub use later::{Later, Mark};
 pub(super) use norm::{NormKind, column_sums, norm, norm_backward};
+pub use projection::PlacedProjection;
 pub(super) use rows::{add_by_id, gather, join_fused, rope, scatter, split_fused, table};
 pub use streamed::{Source, StreamedSums};
 pub use weighted_sum::weighted_sums_on_device;
@@ -83,11 +87,25 @@ impl Grid {
     }
 }
 
+thread_local! {
+    static LAUNCHES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Kernels and matrix products that this thread has laid in the queues of devices so far.
+pub fn launches() -> u64 {
+    LAUNCHES.get()
+}
+
+fn count_launch() {
+    LAUNCHES.set(LAUNCHES.get() + 1);
+}
+
 /// Lays a kernel in the queue of the device; its results are there for whoever is queued next. A grid without blocks is none.
 fn launch(device: &Device, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
     if grid.blocks.contains(&0) {
         return Ok(());
     }
+    count_launch();
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => cuda::launch(device, kernel, grid, arguments),
@@ -105,8 +123,28 @@ fn unavailable(what: &str) -> Error {
 
 /// The address of a contiguous tensor that a kernel reads.
 fn read(tensor: &Tensor) -> Result<Argument> {
-    let (storage, layout) = tensor.storage_and_layout();
-    let start = contiguous(layout)?.start;
+    read_from(tensor, contiguous(tensor.layout())?.start)
+}
+
+/// As [`read`], of `[n, width]`, which may be columns of a wider tensor; with the values between the starts of two rows.
+fn read_rows(tensor: &Tensor) -> Result<(Argument, usize)> {
+    let (start, stride) = rows_of(tensor.layout())?;
+    Ok((read_from(tensor, start)?, stride))
+}
+
+/// Where rows whose values lie next to each other start, and how many values apart.
+fn rows_of(layout: &Layout) -> Result<(usize, usize)> {
+    match (layout.dims(), layout.stride()) {
+        (&[n, width], &[stride, step]) if step == 1 || width <= 1 => {
+            Ok((layout.start_offset(), if n > 1 { stride } else { width }))
+        }
+        _ => Err(super::unsupported("rows whose values lie next to each other")),
+    }
+}
+
+/// The address of a tensor's storage, from its value `start` on.
+fn read_from(tensor: &Tensor, start: usize) -> Result<Argument> {
+    let (storage, _) = tensor.storage_and_layout();
     let address = match &*storage {
         Storage::Cpu(values) => address_of(values)?,
         #[cfg(feature = "cuda")]
@@ -135,24 +173,38 @@ fn address_of(values: &CpuStorage) -> Result<u64> {
 
 /// The address of a contiguous tensor that a kernel writes.
 fn write(tensor: &Tensor) -> Result<Argument> {
-    if !tensor.device().is_cpu() {
-        return read(tensor); // a device's memory is nobody's slice
-    }
-    let locate = Locate(Cell::new(0));
-    tensor.inplace_op1(&locate)?;
-    Ok(Argument::Address(locate.0.get()))
+    write_from(tensor, contiguous(tensor.layout())?.start)
 }
 
-/// Finds the address that may be written to.
-struct Locate(Cell<u64>);
+/// As [`write()`], of what [`read_rows`] takes.
+fn write_rows(tensor: &Tensor) -> Result<(Argument, usize)> {
+    let (start, stride) = rows_of(tensor.layout())?;
+    Ok((write_from(tensor, start)?, stride))
+}
+
+fn write_from(tensor: &Tensor, start: usize) -> Result<Argument> {
+    if !tensor.device().is_cpu() {
+        return read_from(tensor, start); // a device's memory is nobody's slice
+    }
+    let locate = Locate { start, address: Cell::new(0) };
+    tensor.inplace_op1(&locate)?;
+    Ok(Argument::Address(locate.address.get()))
+}
+
+/// Finds the address from which on may be written.
+struct Locate {
+    start: usize,
+    address: Cell<u64>,
+}
+
 impl InplaceOp1 for Locate {
     fn name(&self) -> &'static str {
         "address to write to"
     }
 
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let start = contiguous(layout).map_err(candle_core::Error::wrap)?.start;
-        self.0.set(match storage {
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
+        let start = self.start;
+        self.address.set(match storage {
             CpuStorage::F32(values) => values[start..].as_mut_ptr() as u64,
             CpuStorage::F64(values) => values[start..].as_mut_ptr() as u64,
             CpuStorage::BF16(values) => values[start..].as_mut_ptr() as u64,
@@ -197,6 +249,25 @@ fn empty(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tenso
 /// As [`empty`], of the type and on the device of another.
 fn empty_like(shape: impl Into<Shape>, like: &Tensor) -> Result<Tensor> {
     empty(shape, like.dtype(), like.device())
+}
+
+/// A new tensor of `n` rows whose values are not set, and its columns in parts of these widths; of the type of another and on its device.
+///
+/// # Shapes
+/// `[n, Σ widths]`; `[n, width]` for each.
+pub fn columns_on_device(like: &Tensor, n: usize, widths: &[usize]) -> Result<(Tensor, Vec<Tensor>)> {
+    let whole = empty_like((n, widths.iter().sum::<usize>()), like)?;
+    let parts = columns(&whole, widths)?;
+    Ok((whole, parts))
+}
+
+/// The columns of a tensor in parts of these widths; nothing moves.
+///
+/// # Shapes
+/// `[n, Σ widths]` → `[n, width]` for each.
+pub fn columns(whole: &Tensor, widths: &[usize]) -> Result<Vec<Tensor>> {
+    let starts = widths.iter().scan(0, |next, width| Some(std::mem::replace(next, *next + width)));
+    starts.zip(widths).map(|(start, width)| Ok(whole.narrow(1, start, *width)?)).collect()
 }
 
 /// Indices on a device.

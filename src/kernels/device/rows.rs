@@ -1,7 +1,7 @@
 //! Rows on the device: picked from a table, put back, added up by id, turned by position, taken apart and joined.
 
 use super::places::places;
-use super::{Argument, Grid, NULL, empty_like, int, launch, read, typed, upload, write};
+use super::{Argument, Grid, NULL, empty_like, int, launch, read, typed, upload, write, write_rows};
 use crate::error::Result;
 use crate::kernels::{RopeTable, Turns};
 use candle_core::{DType, Device, Tensor};
@@ -80,7 +80,7 @@ pub(in crate::kernels) fn add_by_id(ids: &[u32], dx: &Tensor, dtable: &Tensor) -
     )
 }
 
-/// Turns every head of queries, and of keys where given, by the position of its row.
+/// Turns every head of queries, and of keys where given, by the position of its row; either may be columns of a wider tensor.
 pub(in crate::kernels) fn rope(
     q: &Tensor,
     k: Option<&Tensor>,
@@ -93,10 +93,12 @@ pub(in crate::kernels) fn rope(
     let (q_heads, k_heads) = (heads(q)?, k.map_or(Ok(0), heads)?);
     let (cos, sin) = table.placed(q.device())?;
     let places = places(lengths, q.device())?;
-    let (q_at, k_at, cos_at, sin_at) = (write(q)?, k.map_or(Ok(NULL), write)?, read(&cos)?, read(&sin)?);
+    let ((q_at, q_stride), (k_at, k_stride)) = (write_rows(q)?, k.map_or(Ok((NULL, 0)), write_rows)?);
+    let (cos_at, sin_at) = (read(&cos)?, read(&sin)?);
     let pairs = (q_heads + k_heads) * table.half;
-    // Four pairs a thread, 16 bytes of cosines, where heads and what turns of them are multiples of that.
-    let period = if table.head_dim.is_multiple_of(4) { table.half } else { 1 };
+    // Four pairs a thread, 16 bytes of cosines, where rows, heads and what turns of them are multiples of that.
+    let starts = [table.head_dim, q_stride, k_stride];
+    let period = if starts.iter().all(|start| start.is_multiple_of(4)) { table.half } else { 1 };
     let (grid, wide) = row_grid(n, pairs, 4, period, &[q_at, k_at, cos_at, sin_at]);
     launch(
         q.device(),
@@ -110,6 +112,8 @@ pub(in crate::kernels) fn rope(
             read(&places.positions)?,
             int(q_heads)?,
             int(k_heads)?,
+            int(q_stride)?,
+            int(k_stride)?,
             int(table.head_dim)?,
             int(table.half)?,
             Argument::Float(if inverse { -1.0 } else { 1.0 }),
