@@ -12,7 +12,8 @@ use reserved::Reserved;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Device address of the first byte. Nothing of the host lies here, so that a host that follows a device pointer crashes.
+/// Device address of the first device's first byte. Nothing of the host lies here, so that a host that follows a device pointer
+/// crashes.
 pub const BASE: u64 = 0x20_0000_0000;
 /// Every allocation starts at a multiple of this, as the driver's do, and this much after it belongs to nobody.
 const GRANULE: u64 = 256;
@@ -36,6 +37,7 @@ pub struct Memory {
     written: Bits,
     live: Bits,
     races: Races,
+    base: u64,
     /// Length by offset.
     allocations: BTreeMap<u64, u64>,
     /// Offset from which room is looked for.
@@ -47,6 +49,11 @@ pub struct Memory {
 impl Memory {
     /// A memory of which `capacity` bytes may be in use at a time.
     pub fn new(capacity: u64) -> Self {
+        Self::at(BASE, capacity)
+    }
+
+    /// As [`Memory::new`], with addresses from `base` on.
+    pub fn at(base: u64, capacity: u64) -> Self {
         let range = 4 * capacity + 2 * FRESH;
         let len = usize::try_from(range).expect("64-bit addresses");
         Self {
@@ -54,11 +61,17 @@ impl Memory {
             written: Bits::new(len),
             live: Bits::new(len),
             races: Races::new(len),
+            base,
             allocations: BTreeMap::new(),
             next: 0,
             used: 0,
             capacity,
         }
+    }
+
+    /// The first address behind all that it may give out.
+    pub fn end(&self) -> u64 {
+        self.base + self.bytes.len() as u64
     }
 
     /// Bytes that may be in use.
@@ -87,7 +100,7 @@ impl Memory {
         let range = offset as usize..(offset + bytes) as usize;
         self.bytes[range.clone()].fill(POISON);
         self.live.set(range, true);
-        Some(BASE + offset)
+        Some(self.base + offset)
     }
 
     /// The first gap of `bytes` at or after an offset.
@@ -105,10 +118,10 @@ impl Memory {
 
     /// Ends an allocation; whether there was one at this very address.
     pub fn free(&mut self, address: u64) -> bool {
-        let Some(len) = address.checked_sub(BASE).and_then(|offset| self.allocations.remove(&offset)) else {
+        let Some(len) = address.checked_sub(self.base).and_then(|offset| self.allocations.remove(&offset)) else {
             return false;
         };
-        let range = (address - BASE) as usize..(address - BASE + len) as usize;
+        let range = (address - self.base) as usize..(address - self.base + len) as usize;
         self.written.set(range.clone(), false);
         self.live.set(range, false);
         self.used -= len.max(1).next_multiple_of(GRANULE);
@@ -117,9 +130,9 @@ impl Memory {
 
     /// Start and length of the allocation that holds an address.
     pub fn allocation(&self, address: u64) -> Option<(u64, u64)> {
-        let offset = address.checked_sub(BASE)?;
+        let offset = address.checked_sub(self.base)?;
         let (&start, &len) = self.allocations.range(..=offset).next_back()?;
-        (offset - start < len).then_some((BASE + start, len))
+        (offset - start < len).then_some((self.base + start, len))
     }
 
     /// Bytes of one allocation, for the host or a library.
@@ -172,22 +185,22 @@ impl Memory {
         if !inside {
             return Err(Fault::new(format!("{verb} {bytes} bytes at {address:#x}: {}", self.describe(address, bytes))));
         }
-        let offset = (address - BASE) as usize;
+        let offset = (address - self.base) as usize;
         Ok(offset..offset + bytes as usize)
     }
 
     /// Where an address lies among the allocations, for messages.
     pub fn describe(&self, address: u64, bytes: u64) -> String {
-        let before = address.checked_sub(BASE).and_then(|offset| self.allocations.range(..=offset).next_back());
+        let before = address.checked_sub(self.base).and_then(|offset| self.allocations.range(..=offset).next_back());
         match before {
-            _ if address < BASE => "no device address".to_owned(),
-            Some((start, len)) if address - BASE - start < *len => {
-                let at = address - BASE - start;
-                format!("bytes {at} to {} of an allocation of {len} bytes at {:#x}", at + bytes, BASE + start)
+            _ if address < self.base => "no device address".to_owned(),
+            Some((start, len)) if address - self.base - start < *len => {
+                let at = address - self.base - start;
+                format!("bytes {at} to {} of an allocation of {len} bytes at {:#x}", at + bytes, self.base + start)
             }
-            Some((start, len)) if address - BASE - start - len < 1 << 20 => {
-                let beyond = address - BASE - start - len;
-                format!("{beyond} bytes beyond the end of the {len} bytes at {:#x}", BASE + start)
+            Some((start, len)) if address - self.base - start - len < 1 << 20 => {
+                let beyond = address - self.base - start - len;
+                format!("{beyond} bytes beyond the end of the {len} bytes at {:#x}", self.base + start)
             }
             _ => "in no allocation (freed, or never made)".to_owned(),
         }
