@@ -18,10 +18,10 @@ pub struct Point {
 /// What an event stands for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Event {
+    /// Its device.
+    pub device: usize,
     /// The place recorded last; none before the first time.
     pub point: Option<Point>,
-    /// Whether it tells the time: not with `CU_EVENT_DISABLE_TIMING`.
-    pub timed: bool,
 }
 
 /// Streams and events.
@@ -85,8 +85,14 @@ impl<W> Queues<W> {
     }
 
     /// A new event.
-    pub fn create(&mut self, event: u64, timed: bool) {
-        self.events.insert(event, Event { point: None, timed });
+    pub fn create(&mut self, event: u64, device: usize) {
+        self.events.insert(event, Event { device, point: None });
+    }
+
+    /// Ends all streams and events of a device.
+    pub fn close_device(&mut self, device: usize) {
+        self.streams.retain(|_, stream| stream.device != device);
+        self.events.retain(|_, event| event.device != device);
     }
 
     /// Ends an event; what waits for it still does. False when there is none.
@@ -186,7 +192,7 @@ mod tests {
         let mut queues = Queues::default();
         queues.open(1, 0);
         queues.open(2, 0);
-        queues.create(9, false);
+        queues.create(9, 0);
         queues
     }
 
