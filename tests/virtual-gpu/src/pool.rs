@@ -26,7 +26,7 @@ impl Pool {
 
     /// Takes memory from the pool; false when there is not so much.
     pub fn take(&mut self, bytes: u64) -> bool {
-        let used = self.used.saturating_add(bytes.next_multiple_of(GRAIN));
+        let used = self.used.saturating_add(grains(bytes));
         let most = self.total - self.direct;
         if used > most {
             return false;
@@ -40,7 +40,7 @@ impl Pool {
 
     /// Takes memory beside the pool, which gives up what it keeps unused; false when there is not so much.
     pub fn take_directly(&mut self, bytes: u64) -> bool {
-        let direct = self.direct.saturating_add(bytes.next_multiple_of(GRAIN));
+        let direct = self.direct.saturating_add(grains(bytes));
         if direct > self.total - self.used {
             return false;
         }
@@ -51,12 +51,12 @@ impl Pool {
 
     /// Gives back what [`Pool::take`] took.
     pub fn give(&mut self, bytes: u64) {
-        self.used -= bytes.next_multiple_of(GRAIN);
+        self.used -= grains(bytes);
     }
 
     /// Gives back what [`Pool::take_directly`] took.
     pub fn give_directly(&mut self, bytes: u64) {
-        self.direct -= bytes.next_multiple_of(GRAIN);
+        self.direct -= grains(bytes);
     }
 
     /// Releases what is not used beyond so many bytes.
@@ -85,6 +85,10 @@ impl Pool {
             _ => return None,
         })
     }
+}
+
+fn grains(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(GRAIN).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
