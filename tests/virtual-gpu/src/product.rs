@@ -184,16 +184,17 @@ fn padded(length: usize) -> usize {
 
 /// Inner products of a line with each of [`TILE`] lines.
 fn dots(one: &[f32], lines: &[f32]) -> [f32; TILE] {
+    let one = one.as_chunks::<LANES>().0;
+    let count = one.len();
+    let (lines, _) = lines.as_chunks::<LANES>();
+    let [a, b, c, d] = std::array::from_fn(|line| &lines[line * count..(line + 1) * count]);
     let mut sums = [[0f32; LANES]; TILE];
-    let width = one.len();
-    let lines: [&[f32]; TILE] = std::array::from_fn(|line| &lines[line * width..(line + 1) * width]);
-    for at in (0..width / LANES).rev().map(|piece| piece * LANES) {
-        let one: &[f32; LANES] = one[at..].first_chunk().unwrap_or(&[0.0; LANES]);
-        for (sums, line) in sums.iter_mut().zip(lines) {
-            let line: &[f32; LANES] = line[at..].first_chunk().unwrap_or(&[0.0; LANES]);
-            for lane in 0..LANES {
-                sums[lane] = one[lane].mul_add(line[lane], sums[lane]);
-            }
+    for ((((one, a), b), c), d) in one.iter().zip(a).zip(b).zip(c).zip(d).rev() {
+        for lane in 0..LANES {
+            sums[0][lane] = one[lane].mul_add(a[lane], sums[0][lane]);
+            sums[1][lane] = one[lane].mul_add(b[lane], sums[1][lane]);
+            sums[2][lane] = one[lane].mul_add(c[lane], sums[2][lane]);
+            sums[3][lane] = one[lane].mul_add(d[lane], sums[3][lane]);
         }
     }
     sums.map(|lanes| lanes.iter().rev().sum())

@@ -165,3 +165,28 @@ fn a_device_gives_out_what_it_has() {
     machine.push(COMPUTE, Work::Free(half));
     assert!(machine.allocate(0, 1 << 19, false).is_ok() && machine.release(other).is_ok());
 }
+
+#[test]
+#[ignore = "a measurement"]
+fn speed_of_products() {
+    let mut machine = Machine::new(Settings::default());
+    machine.queues.open(COMPUTE, 0);
+    let n = 512;
+    let mut square = |n: usize| {
+        let address = machine.allocate(0, (n * n * 4) as u64, false).unwrap();
+        machine.push(COMPUTE, Work::Fill { at: address, value: 1, bytes: (n * n * 4) as u64 });
+        Matrix { address, values: Type::F32, rows: n, columns: n, stride: n }
+    };
+    let (first, second, out) = (square(n), square(n), square(n));
+    for (first_t, second_t) in [(false, false), (true, false), (false, true)] {
+        let start = std::time::Instant::now();
+        for _ in 0..10 {
+            let product =
+                Product { first: (first, first_t), second: (second, second_t), out, alpha: 1.0, beta: 0.0, tf32: false };
+            machine.push(COMPUTE, Work::Product(product));
+        }
+        machine.finish(COMPUTE).unwrap();
+        let flops = 10.0 * 2.0 * (n as f64).powi(3);
+        println!("{first_t} {second_t}: {:.1} Gflop/s", flops / start.elapsed().as_secs_f64() / 1e9);
+    }
+}
