@@ -22,8 +22,7 @@ impl Calls {
         let count = self.counts.entry(function).or_default();
         *count += 1;
         let hit = |injection: &&Injection| {
-            injection.function == function
-                && (injection.nth == *count || injection.onwards && *count > injection.nth)
+            injection.function == function && (injection.nth == *count || injection.onwards && *count > injection.nth)
         };
         let code = self.fail.iter().find(hit).map(|injection| injection.code);
         if self.trace {

@@ -153,9 +153,8 @@ pub unsafe extern "C" fn cublasGemmEx(
             return Ok(());
         }
         let turned = |turn, rows, columns| if turn { (columns, rows) } else { (rows, columns) };
-        let described = |address, values, (rows, columns), stride| {
-            Described { address, values, rows, columns, stride }.matrix()
-        };
+        let described =
+            |address, values, (rows, columns), stride| Described { address, values, rows, columns, stride }.matrix();
         let first = described(first, first_type, turned(first_transposed, m, k), first_stride)?;
         let second = described(second, second_type, turned(second_transposed, k, n), second_stride)?;
         let out = described(out, out_type, (m, n), out_stride)?;

@@ -15,7 +15,7 @@ pub mod queue;
 pub mod report;
 pub mod settings;
 pub mod statistics;
-pub mod traffic;
+pub mod tally;
 pub mod work;
 
 pub use fault::Fault;

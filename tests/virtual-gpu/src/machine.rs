@@ -1,9 +1,9 @@
 //! Machine: the virtual GPUs of this process, what lies on them and what is queued for them.
 
+use crate::Fault;
 use crate::calls::Calls;
 use crate::cublas::Handle;
 use crate::driver::status::Status;
-use crate::Fault;
 use crate::memory::{BASE, Memory, Unwritten};
 use crate::modules::Modules;
 use crate::pool::Pool;
@@ -11,7 +11,7 @@ use crate::queue::{Point, Queues};
 use crate::report;
 use crate::settings::{Schedule, Settings};
 use crate::statistics::Statistics;
-use crate::traffic::Traffic;
+use crate::tally::Tally;
 use crate::work::{Source, Work};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -74,7 +74,7 @@ pub struct Machine {
     /// What was called.
     pub calls: Calls,
     /// What was copied and multiplied.
-    pub traffic: Traffic,
+    pub tally: Tally,
     /// Handles of cuBLAS.
     pub blas: BTreeMap<u64, Handle>,
     /// Handles of cuRAND.
@@ -101,7 +101,7 @@ impl Machine {
             modules: Modules::default(),
             statistics: Statistics::default(),
             calls: Calls::new(settings.fail.clone(), settings.trace),
-            traffic: Traffic::default(),
+            tally: Tally::default(),
             blas: BTreeMap::new(),
             generators: BTreeSet::new(),
             allocations: BTreeMap::new(),
@@ -196,13 +196,14 @@ impl Machine {
             self.allocations.remove(&address);
         }
         let done = self.fetched(device, work).and_then(|work| {
-            self.traffic.count(&work);
+            self.tally.count(&work);
             work.run(&mut self.gpus[device].memory, &mut self.statistics)
         });
         if let Err(fault) = done {
             eprintln!("virtual GPU {device}: {fault}");
             let misaligned = fault.what.contains("align");
-            self.gpus[device].fault = Some(if misaligned { Status::MISALIGNED_ADDRESS } else { Status::ILLEGAL_ADDRESS });
+            self.gpus[device].fault =
+                Some(if misaligned { Status::MISALIGNED_ADDRESS } else { Status::ILLEGAL_ADDRESS });
         }
     }
 
@@ -251,7 +252,11 @@ impl Machine {
         };
         *freed = true;
         let pool = &mut self.gpus[*device].pool;
-        if *direct { pool.give_directly(*bytes) } else { pool.give(*bytes) }
+        if *direct {
+            pool.give_directly(*bytes)
+        } else {
+            pool.give(*bytes)
+        }
         Ok(*device)
     }
 

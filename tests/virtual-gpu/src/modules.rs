@@ -78,7 +78,8 @@ impl Modules {
         let Loaded { device, module: code } = self.loaded.get(&module).ok_or(Status::INVALID_HANDLE)?;
         let index = code.entries().iter().position(|entry| entry.name == name).ok_or(Status::NOT_FOUND)?;
         let code = code.clone();
-        let function_of = Function { device: *device, module: code, index, owner: module, most_shared: Mutex::new(SHARED) };
+        let function_of =
+            Function { device: *device, module: code, index, owner: module, most_shared: Mutex::new(SHARED) };
         self.functions.insert(function, Arc::new(function_of));
         Ok(())
     }
@@ -105,7 +106,9 @@ impl Modules {
 fn check(text: &str, capability: (i32, i32), driver: i32) -> Result<(), Status> {
     let directive = |name: &str| {
         let mut lines = text.lines().map(str::trim);
-        lines.find_map(|line| line.strip_prefix(name)).map(|rest| rest.split([',', ' ']).next().unwrap_or(rest).to_owned())
+        lines
+            .find_map(|line| line.strip_prefix(name))
+            .map(|rest| rest.split([',', ' ']).next().unwrap_or(rest).to_owned())
     };
     let version = directive(".version ").and_then(|version| {
         let (major, minor) = version.split_once('.')?;

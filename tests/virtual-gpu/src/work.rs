@@ -1,11 +1,11 @@
 //! Work: what lies in a stream, with all that it needs when it runs.
 
+use crate::Fault;
+use crate::memory::{Memory, Unwritten};
 use crate::modules::Function;
 use crate::product::Product;
 use crate::ptx::Launch;
 use crate::statistics::Statistics;
-use crate::Fault;
-use crate::memory::{Memory, Unwritten};
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
@@ -157,8 +157,7 @@ impl Work {
 impl Kernel {
     fn run(&self, memory: &mut Memory, statistics: &mut Statistics) -> Result<(), Fault> {
         let Self { function, grid, block, dynamic_shared, parameters, seed } = self;
-        let launch =
-            Launch { grid: *grid, block: *block, dynamic_shared: *dynamic_shared, parameters, seed: *seed };
+        let launch = Launch { grid: *grid, block: *block, dynamic_shared: *dynamic_shared, parameters, seed: *seed };
         function.entry().run(&launch, memory, statistics)
     }
 }

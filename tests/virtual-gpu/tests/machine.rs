@@ -181,8 +181,14 @@ fn speed_of_products() {
     for (first_t, second_t) in [(false, false), (true, false), (false, true)] {
         let start = std::time::Instant::now();
         for _ in 0..10 {
-            let product =
-                Product { first: (first, first_t), second: (second, second_t), out, alpha: 1.0, beta: 0.0, tf32: false };
+            let product = Product {
+                first: (first, first_t),
+                second: (second, second_t),
+                out,
+                alpha: 1.0,
+                beta: 0.0,
+                tf32: false,
+            };
             machine.push(COMPUTE, Work::Product(product));
         }
         machine.finish(COMPUTE).unwrap();

@@ -78,20 +78,20 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_in
         number(machine, device)?;
         let (major, minor) = machine.settings.capability;
         let answer = match attribute {
-            1..=3 => 1024,                              // threads in a block, and in its x and y
-            4 => 64,                                    // in its z
-            5 => i32::MAX,                              // blocks in x
-            6 | 7 => 65535,                             // in y and z
-            8 => crate::modules::SHARED as c_int,       // shared memory of a block
-            10 => 32,                                   // lanes of a warp
-            12 | 82 => 65536,                           // registers of a block and of a multiprocessor
+            1..=3 => 1024,                        // threads in a block, and in its x and y
+            4 => 64,                              // in its z
+            5 => i32::MAX,                        // blocks in x
+            6 | 7 => 65535,                       // in y and z
+            8 => crate::modules::SHARED as c_int, // shared memory of a block
+            10 => 32,                             // lanes of a warp
+            12 | 82 => 65536,                     // registers of a block and of a multiprocessor
             16 => MULTIPROCESSORS,
-            31 | 40 | 41 => 1,                          // concurrent kernels, engines that copy, one address space
-            39 => 2048,                                 // threads of a multiprocessor
+            31 | 40 | 41 => 1, // concurrent kernels, engines that copy, one address space
+            39 => 2048,        // threads of a multiprocessor
             75 => major,
             76 => minor,
             81 => most_shared(machine.settings.capability) as c_int + 1024, // of a multiprocessor
-            97 => most_shared(machine.settings.capability) as c_int, // of a block that asks for it
+            97 => most_shared(machine.settings.capability) as c_int,        // of a block that asks for it
             115 => c_int::from(machine.settings.pools),
             other => {
                 eprintln!("virtual GPU: attribute {other} of a device is not known");

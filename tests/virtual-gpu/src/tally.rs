@@ -1,4 +1,4 @@
-//! Traffic: what was copied and multiplied, counted as it ran.
+//! Tally: what was copied and multiplied, counted as it ran.
 
 use crate::product::Product;
 use crate::work::{Source, Work};
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// Counts by kind of copy and shape of product.
 #[derive(Debug, Default)]
-pub struct Traffic {
+pub struct Tally {
     /// Copies, by name.
     pub copies: BTreeMap<&'static str, Copies>,
     /// Matrix products, by shape and type.
@@ -35,7 +35,7 @@ pub struct Products {
     pub unaligned: u64,
 }
 
-impl Traffic {
+impl Tally {
     /// Counts a piece of work.
     pub fn count(&mut self, work: &Work) {
         let (name, bytes) = match work {
