@@ -32,7 +32,11 @@ impl Bits {
     /// Adds a range, or takes it away.
     pub(super) fn set(&mut self, range: Range<usize>, on: bool) {
         each_word(range, |word, bits| {
-            if on { self.0[word] |= bits } else { self.0[word] &= !bits }
+            if on {
+                self.0[word] |= bits
+            } else {
+                self.0[word] &= !bits
+            }
             true
         });
     }

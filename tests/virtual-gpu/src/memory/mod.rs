@@ -7,6 +7,7 @@ mod reserved;
 use crate::Fault;
 use bits::Bits;
 pub use races::Access;
+pub(crate) use races::Order;
 use races::Races;
 use reserved::Reserved;
 use std::collections::BTreeMap;
@@ -44,6 +45,7 @@ pub struct Memory {
     next: u64,
     used: u64,
     capacity: u64,
+    launches: u64,
 }
 
 impl Memory {
@@ -66,6 +68,7 @@ impl Memory {
             next: 0,
             used: 0,
             capacity,
+            launches: 0,
         }
     }
 
@@ -143,7 +146,9 @@ impl Memory {
         {
             let at = (missing - range.start) as u64;
             let place = self.describe(address + at, 1);
-            return Err(Fault::new(format!("reads {bytes} bytes at {address:#x}, of which byte {at} was never written: {place}")));
+            return Err(Fault::new(format!(
+                "reads {bytes} bytes at {address:#x}, of which byte {at} was never written: {place}"
+            )));
         }
         Ok(&self.bytes[range])
     }
@@ -174,6 +179,43 @@ impl Memory {
             self.written.set(to..to + 1, written);
         }
         Ok(())
+    }
+
+    /// Checks what a kernel is about to do with 1 to 16 bytes and notes it; the offset at which it may.
+    #[inline]
+    pub(crate) fn touch(&mut self, address: u64, width: usize, access: Access, order: &Order) -> Result<usize, String> {
+        if address % width as u64 != 0 {
+            return Err(format!("{access:?} of {width} bytes at {address:#x}, which is no multiple of {width}"));
+        }
+        let offset = address.wrapping_sub(self.base) as usize;
+        let is_inside = offset < self.bytes.len() && self.live.has(offset, width);
+        if !is_inside || access != Access::Write && !self.written.has(offset, width) {
+            let reason = if is_inside { "never written: " } else { "" };
+            let place = self.describe(address, width as u64);
+            return Err(format!("{access:?} of {width} bytes at {address:#x}, {reason}{place}"));
+        }
+        if access != Access::Read {
+            self.written.add(offset, width);
+        }
+        self.races
+            .touch(offset, width, access, order)
+            .map_err(|race| format!("{race} ({})", self.describe(address, width as u64)))?;
+        Ok(offset)
+    }
+
+    /// Bytes at an offset that `touch` gave.
+    #[inline]
+    pub(crate) fn bytes(&mut self, offset: usize, width: usize) -> &mut [u8] {
+        &mut self.bytes[offset..offset + width]
+    }
+
+    /// Number of the launch that begins, from 1.
+    pub(crate) fn next_launch(&mut self) -> u64 {
+        self.launches += 1;
+        if self.launches % (1 << 20) == 0 {
+            self.races = Races::new(self.bytes.len()); // the numbers that it keeps of launches come again
+        }
+        self.launches
     }
 
     /// Offsets of bytes that lie in one allocation.

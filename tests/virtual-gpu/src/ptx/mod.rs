@@ -1,8 +1,35 @@
 //! PTX: the text that nvcc writes, read and executed.
 
+mod access;
+mod approximate;
+mod compare;
+mod convert;
+mod exchange;
+mod float;
+mod integer;
+mod lex;
+mod moves;
+mod operation;
+mod parse;
+mod program;
+mod registers;
+mod rounding;
+mod run;
+mod scope;
+mod shared;
+mod step;
+mod syntax;
+mod tensor_core;
+mod traffic;
+mod warp;
+
+use crate::Fault;
 use crate::memory::Memory;
 use crate::statistics::Statistics;
-use crate::Fault;
+use program::Program;
+use std::sync::Arc;
+use step::Action;
+use syntax::{Kernel, Variable};
 
 /// A text of PTX with its kernels.
 pub struct Module {
@@ -19,6 +46,8 @@ pub struct Entry {
     pub most_threads: Option<u32>,
     /// Bytes of shared memory that every block has before the launch's own.
     pub static_shared: u32,
+    program: Program,
+    lines: Arc<[String]>,
 }
 
 /// A parameter's place among the bytes of a launch.
@@ -49,8 +78,11 @@ pub struct Launch<'a> {
 
 impl Module {
     /// Reads a text of PTX. An instruction that is not known is a fault only when it is executed.
-    pub fn parse(_text: &str) -> Result<Self, String> {
-        todo!()
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let lines: Arc<[String]> = text.lines().map(|line| line.trim().to_owned()).collect();
+        let parsed = parse::parse(text)?;
+        let entries = parsed.kernels.iter().map(|kernel| Entry::new(kernel, &parsed.variables, lines.clone()));
+        Ok(Self { entries: entries.collect::<Result<_, _>>()? })
     }
 
     /// A kernel by its name.
@@ -65,8 +97,40 @@ impl Module {
 }
 
 impl Entry {
+    fn new(kernel: &Kernel, variables: &[Variable], lines: Arc<[String]>) -> Result<Self, String> {
+        let parameters = program::parameters(kernel);
+        let program =
+            program::decode(kernel, variables, &parameters).map_err(|reason| format!("{}: {reason}", kernel.name))?;
+        let static_shared = program.static_shared as u32;
+        Ok(Self {
+            name: kernel.name.clone(),
+            parameters,
+            most_threads: kernel.most_threads,
+            static_shared,
+            program,
+            lines,
+        })
+    }
+
     /// Executes a launch: every block, to its end.
-    pub fn run(&self, _launch: &Launch<'_>, _memory: &mut Memory, _statistics: &mut Statistics) -> Result<(), Fault> {
-        todo!()
+    pub fn run(&self, launch: &Launch<'_>, memory: &mut Memory, statistics: &mut Statistics) -> Result<(), Fault> {
+        run::run(self, launch, memory, statistics)
+    }
+
+    /// Instructions that would be faults if they were executed: line, text and reason.
+    pub fn unknown(&self) -> impl Iterator<Item = (usize, String, &str)> {
+        self.program.steps.iter().filter_map(|step| match &step.action {
+            Action::Unknown(reason) => Some((step.line, self.text(step.line), reason.as_str())),
+            _ => None,
+        })
+    }
+
+    fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// A line of the PTX.
+    fn text(&self, line: usize) -> String {
+        line.checked_sub(1).and_then(|line| self.lines.get(line)).cloned().unwrap_or_default()
     }
 }
