@@ -194,7 +194,10 @@ impl Warp {
     /// Chooses whom to run: of the lanes that wait for nobody those at the lowest step, with all who stand there.
     fn regroup(&mut self) -> Result<(), Failed> {
         lanes(self.running).for_each(|lane| self.steps[lane] = self.step);
-        let Some(step) = lanes(self.live & !self.parked).map(|lane| self.steps[lane]).min() else {
+        let lowest = |mask: Mask| lanes(mask).map(|lane| self.steps[lane]).min();
+        // Where all wait, those whom others left by ending may go on; they must stand together.
+        let together = || lowest(self.live).filter(|step| lanes(self.live).all(|lane| self.steps[lane] == *step));
+        let Some(step) = lowest(self.live & !self.parked).or_else(together) else {
             return Err((
                 self.parked.trailing_zeros() as usize,
                 "its lanes wait for each other at different instructions".to_owned(),
