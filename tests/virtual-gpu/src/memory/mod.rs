@@ -183,7 +183,14 @@ impl Memory {
 
     /// Checks what a kernel is about to do with 1 to 16 bytes and notes it; the offset at which it may.
     #[inline]
-    pub(crate) fn touch(&mut self, address: u64, width: usize, access: Access, order: &Order) -> Result<usize, String> {
+    pub(crate) fn touch(
+        &mut self,
+        address: u64,
+        width: usize,
+        access: Access,
+        warp: u32,
+        order: &Order,
+    ) -> Result<usize, String> {
         if address % width as u64 != 0 {
             return Err(format!("{access:?} of {width} bytes at {address:#x}, which is no multiple of {width}"));
         }
@@ -198,7 +205,7 @@ impl Memory {
             self.written.add(offset, width);
         }
         self.races
-            .touch(offset, width, access, order)
+            .touch(offset, width, access, warp, order)
             .map_err(|race| format!("{race} ({})", self.describe(address, width as u64)))?;
         Ok(offset)
     }

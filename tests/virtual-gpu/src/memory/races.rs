@@ -1,9 +1,10 @@
-//! Races between blocks: who of a launch touched which bytes of device memory.
+//! Races in device memory: between the blocks of a launch, and between the warps of a block.
 //
-// Blocks run one after the other here, so a race changes nothing that can be seen; it is found by what blocks touch. Kept for every
-// two bytes, as neighbouring bf16 may belong to two blocks; single bytes are not checked. A block that stores, executes a fence and
-// then an atomic instruction on some address hands over to whoever executes one on the same address and then a fence: that is the
-// block that finishes last and adds up. What a block stores after it handed over is not told apart from what it stored before.
+// Blocks and warps run one after the other here, so a race changes nothing that can be seen; it is found by what they touch. Kept for
+// every two bytes, as neighbouring bf16 may belong to two of them; single bytes are not checked. Warps are ordered by barriers. A block
+// that stores, executes a fence and then an atomic instruction on some address hands over to whoever executes one on the same address
+// and then a fence: that is the block that finishes last and adds up. What a block stores after it handed over is not told apart from
+// what it stored before.
 
 use super::reserved::Reserved;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,17 +20,24 @@ pub enum Access {
     Atomic,
 }
 
-const BITS: u32 = 22;
-const FIELD: u64 = (1 << BITS) - 1;
-/// In place of a block: several of them.
-const SEVERAL: u64 = FIELD;
-/// In place of a block: atomic instructions.
-const ATOMIC: u64 = FIELD - 1;
+/// Bits in which a block is written, and a warp. The all-ones value stands for several of them, the one below for atomic instructions.
+const BLOCK: u32 = 22;
+const WARP: u32 = 6;
 
-/// The order between the blocks of one launch, as far as fences and atomic instructions make one.
+const fn several(bits: u32) -> u64 {
+    (1 << bits) - 1
+}
+
+const fn atomic(bits: u32) -> u64 {
+    several(bits) - 1
+}
+
+/// The order between the blocks of one launch, as far as fences and atomic instructions make one, and between the warps of a block.
 #[derive(Default)]
 pub(crate) struct Order {
     launch: u64,
+    /// How often a block began or its threads met.
+    moment: u64,
     blocks: u64,
     block: u64,
     has_fenced: bool,
@@ -48,10 +56,16 @@ impl Order {
 
     /// A block begins.
     pub(crate) fn begin(&mut self, block: u64) {
+        self.barrier();
         self.block = block;
         self.has_fenced = false;
         self.pending.clear();
         self.acquired.clear();
+    }
+
+    /// The threads of the block met.
+    pub(crate) fn barrier(&mut self) {
+        self.moment += 1;
     }
 
     /// A thread of the block executes a fence.
@@ -72,55 +86,83 @@ impl Order {
     /// Whether what another did lies before what this block does now.
     fn is_after(&self, other: u64) -> bool {
         let took_over_from_all = || self.acquired.len() as u64 + 1 >= self.blocks;
-        if other == SEVERAL || other == ATOMIC { took_over_from_all() } else { self.acquired.contains(&(other - 1)) }
+        if other >= atomic(BLOCK) { took_over_from_all() } else { self.acquired.contains(&(other - 1)) }
     }
 }
 
-/// One word for every two bytes: the launch, who wrote last and who read (a block's number and 1, or 0) in 20, 22 and 22 bits.
+/// Two words for every two bytes, about blocks and about warps: when (the launch, or launch and moment), who wrote last and who read
+/// (a number and 1, or 0).
 pub(super) struct Races(Reserved<u64>);
 
 impl Races {
     pub(super) fn new(bytes: usize) -> Self {
-        Self(Reserved::new(bytes.div_ceil(2)))
+        Self(Reserved::new(bytes.div_ceil(2) * 2))
     }
 
-    /// Notes an access of the order's block; what another block did to the same bytes, if nothing orders the two.
+    /// Notes an access by a warp of the order's block; what another did to the same bytes, if nothing orders the two.
     #[inline]
-    pub(super) fn touch(&mut self, offset: usize, width: usize, access: Access, order: &Order) -> Result<(), String> {
-        if order.blocks <= 1 || order.blocks >= ATOMIC - 1 || width < 2 {
+    pub(super) fn touch(
+        &mut self,
+        offset: usize,
+        width: usize,
+        access: Access,
+        warp: u32,
+        order: &Order,
+    ) -> Result<(), String> {
+        if order.blocks >= atomic(BLOCK) - 1 || width < 2 {
             return Ok(());
         }
-        let (launch, own) = (order.launch, order.block + 1);
-        for word in &mut self.0[offset / 2..(offset + width) / 2] {
-            let (mut writer, mut reader) = (0, 0);
-            if *word >> (2 * BITS) == launch {
-                (writer, reader) = (*word >> BITS & FIELD, *word & FIELD);
-            }
-            let both_atomic = access == Access::Atomic && writer == ATOMIC;
-            if writer != 0 && writer != own && !both_atomic && !order.is_after(writer) {
-                return Err(format!("{access:?} of bytes that {} wrote in the same launch", name(writer)));
-            }
-            if access != Access::Read && reader != 0 && reader != own && !both_atomic && !order.is_after(reader) {
-                return Err(format!("{access:?} of bytes that {} read in the same launch", name(reader)));
-            }
-            match access {
-                Access::Read if reader == 0 || reader == own => reader = own,
-                Access::Read => reader = SEVERAL,
-                Access::Write => writer = own,
-                Access::Atomic => writer = ATOMIC,
-            }
-            *word = launch << (2 * BITS) | writer << BITS | reader;
+        let moment = order.launch << 32 | order.moment & 0xFFFF_FFFF;
+        for words in self.0[offset / 2 * 2..(offset + width) / 2 * 2].chunks_exact_mut(2) {
+            let own = order.block + 1;
+            let between_blocks = note(&mut words[0], BLOCK, order.launch, own, access, |other| order.is_after(other));
+            between_blocks.map_err(|race| told(access, "block", BLOCK, race, "in the same launch"))?;
+            let between_warps = note(&mut words[1], WARP, moment, u64::from(warp) + 1, access, |_| false);
+            between_warps.map_err(|race| told(access, "warp", WARP, race, "of this block since the last barrier"))?;
         }
         Ok(())
     }
 }
 
-fn name(block: u64) -> String {
-    match block {
-        SEVERAL => "other blocks".to_owned(),
-        ATOMIC => "atomic instructions".to_owned(),
-        block => format!("block {}", block - 1),
+/// Brings a word up to date; who else did what, if that is a race.
+#[inline]
+fn note(
+    word: &mut u64,
+    bits: u32,
+    now: u64,
+    own: u64,
+    access: Access,
+    is_after: impl Fn(u64) -> bool,
+) -> Result<(), (u64, &'static str)> {
+    let (mut writer, mut reader) = (0, 0);
+    if *word >> (2 * bits) == now {
+        (writer, reader) = (*word >> bits & several(bits), *word & several(bits));
     }
+    let is_strange = |other: u64| other != 0 && other != own && !is_after(other);
+    let both_atomic = access == Access::Atomic && writer == atomic(bits);
+    if is_strange(writer) && !both_atomic {
+        return Err((writer, "wrote"));
+    }
+    if access != Access::Read && is_strange(reader) && !both_atomic {
+        return Err((reader, "read"));
+    }
+    match access {
+        Access::Read if reader == 0 || reader == own => reader = own,
+        Access::Read => reader = several(bits),
+        Access::Write => writer = own,
+        Access::Atomic => writer = atomic(bits),
+    }
+    *word = now << (2 * bits) | writer << bits | reader;
+    Ok(())
+}
+
+fn told(access: Access, kind: &str, bits: u32, (other, did): (u64, &str), when: &str) -> String {
+    let who = match other {
+        other if other == several(bits) => format!("other {kind}s"),
+        other if other == atomic(bits) => "atomic instructions".to_owned(),
+        other => format!("{kind} {}", other - 1),
+    };
+    format!("{access:?} of bytes that {who} {did} {when}")
 }
 
 #[cfg(test)]
@@ -137,12 +179,23 @@ mod tests {
     fn blocks_may_share_what_none_writes_and_neighbouring_halves() {
         let mut races = Races::new(64);
         for block in 0..3 {
-            races.touch(0, 16, Access::Read, &order(block)).unwrap();
-            races.touch(32 + 2 * block as usize, 2, Access::Write, &order(block)).unwrap();
+            races.touch(0, 16, Access::Read, 0, &order(block)).unwrap();
+            races.touch(32 + 2 * block as usize, 2, Access::Write, 0, &order(block)).unwrap();
         }
-        assert!(races.touch(8, 4, Access::Write, &order(1)).is_err());
-        assert!(races.touch(34, 2, Access::Read, &order(0)).unwrap_err().contains("block 1"));
-        races.touch(34, 2, Access::Read, &Order::new(2, 3)).unwrap();
+        assert!(races.touch(8, 4, Access::Write, 0, &order(1)).is_err());
+        assert!(races.touch(34, 2, Access::Read, 0, &order(0)).unwrap_err().contains("block 1"));
+        races.touch(34, 2, Access::Read, 0, &Order::new(2, 3)).unwrap();
+    }
+
+    #[test]
+    fn warps_need_a_barrier() {
+        let (mut races, mut order) = (Races::new(64), order(0));
+        races.touch(0, 4, Access::Read, 0, &order).unwrap();
+        races.touch(0, 4, Access::Read, 1, &order).unwrap();
+        assert!(races.touch(2, 2, Access::Write, 1, &order).unwrap_err().contains("other warps read"));
+        order.barrier();
+        races.touch(2, 2, Access::Write, 1, &order).unwrap();
+        assert!(races.touch(0, 8, Access::Read, 2, &order).unwrap_err().contains("warp 1 wrote"));
     }
 
     #[test]
@@ -151,12 +204,12 @@ mod tests {
         let mut order = Order::new(1, 3);
         for block in 0..3 {
             order.begin(block);
-            races.touch(8 * block as usize, 8, Access::Write, &order).unwrap();
+            races.touch(8 * block as usize, 8, Access::Write, 0, &order).unwrap();
             order.fence();
             order.atomic(100);
         }
-        assert!(races.touch(0, 8, Access::Read, &order).is_err(), "a fence must follow");
+        assert!(races.touch(0, 8, Access::Read, 0, &order).is_err(), "a fence must follow");
         order.fence();
-        races.touch(0, 8, Access::Read, &order).unwrap();
+        races.touch(0, 8, Access::Read, 0, &order).unwrap();
     }
 }

@@ -69,13 +69,19 @@ fn place(space: Space, address: u64) -> Result<Place, String> {
     })
 }
 
-/// Bits of a value of `width` bytes, with its sign where it has one.
+/// Bits of a value of 1, 2, 4 or 8 bytes, with its sign where it has one.
+#[inline]
 fn bits(bytes: &[u8], is_signed: bool) -> u64 {
-    let mut whole = [0; 8];
-    whole[..bytes.len()].copy_from_slice(bytes);
-    let unused = 64 - 8 * bytes.len() as u32;
-    let bits = u64::from_le_bytes(whole);
-    if is_signed { ((bits << unused) as i64 >> unused) as u64 } else { bits }
+    match *bytes {
+        [a] if is_signed => a as i8 as u64,
+        [a] => u64::from(a),
+        [a, b] if is_signed => i16::from_le_bytes([a, b]) as u64,
+        [a, b] => u64::from(u16::from_le_bytes([a, b])),
+        [a, b, c, d] if is_signed => i32::from_le_bytes([a, b, c, d]) as u64,
+        [a, b, c, d] => u64::from(u32::from_le_bytes([a, b, c, d])),
+        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        _ => 0,
+    }
 }
 
 impl Device<'_> {
@@ -91,7 +97,7 @@ impl Device<'_> {
     ) -> Result<&mut [u8], String> {
         match place {
             Place::Global(address) => {
-                let offset = self.memory.touch(address, width, access, &self.order)?;
+                let offset = self.memory.touch(address, width, access, who.warp(), &self.order)?;
                 Ok(self.memory.bytes(offset, width))
             }
             Place::Shared(at) => {

@@ -1,7 +1,7 @@
 //! Comparisons and selections.
 
 use super::operation::Operation;
-use super::registers::{Value, mask_of};
+use super::registers::{LANES, Mask, Value, mask_of};
 use super::scope::Decoder;
 use half::{bf16, f16};
 
@@ -45,24 +45,38 @@ fn join(parts: &[&str]) -> Option<fn(u32, u32) -> u32> {
     })
 }
 
+/// The lanes in which a comparison holds.
+type Comparison<T> = fn(&[T; LANES], &[T; LANES]) -> Mask;
+
 /// A comparison by name; those that end in `u` hold also where a number is none.
 #[allow(clippy::neg_cmp_op_on_partial_ord)] // "not less" includes "not comparable"
-fn comparison<T: Value>(name: &str) -> Result<fn(T, T) -> bool, String> {
+fn comparison<T: Value>(name: &str) -> Result<Comparison<T>, String> {
+    /// The lanes in which an expression of `a` and `b` is true.
+    macro_rules! where_true {
+        (|$a:ident, $b:ident| $holds:expr) => {
+            |left, right| {
+                mask_of(|lane| {
+                    let ($a, $b) = (left[lane], right[lane]);
+                    $holds
+                })
+            }
+        };
+    }
     Ok(match name {
-        "eq" => |a, b| a == b,
-        "ne" => |a, b| a < b || a > b,
-        "lt" | "lo" => |a, b| a < b,
-        "le" | "ls" => |a, b| a <= b,
-        "gt" | "hi" => |a, b| a > b,
-        "ge" | "hs" => |a, b| a >= b,
-        "equ" => |a, b| !(a < b || a > b),
-        "neu" => |a, b| a != b,
-        "ltu" => |a, b| !(a >= b),
-        "leu" => |a, b| !(a > b),
-        "gtu" => |a, b| !(a <= b),
-        "geu" => |a, b| !(a < b),
-        "num" => |a, b| a.partial_cmp(&b).is_some(),
-        "nan" => |a, b| a.partial_cmp(&b).is_none(),
+        "eq" => where_true!(|a, b| a == b),
+        "ne" => where_true!(|a, b| a < b || a > b),
+        "lt" | "lo" => where_true!(|a, b| a < b),
+        "le" | "ls" => where_true!(|a, b| a <= b),
+        "gt" | "hi" => where_true!(|a, b| a > b),
+        "ge" | "hs" => where_true!(|a, b| a >= b),
+        "equ" => where_true!(|a, b| !(a < b || a > b)),
+        "neu" => where_true!(|a, b| a != b),
+        "ltu" => where_true!(|a, b| !(a >= b)),
+        "leu" => where_true!(|a, b| !(a > b)),
+        "gtu" => where_true!(|a, b| !(a <= b)),
+        "geu" => where_true!(|a, b| !(a < b)),
+        "num" => where_true!(|a, b| a.partial_cmp(&b).is_some()),
+        "nan" => where_true!(|a, b| a.partial_cmp(&b).is_none()),
         _ => return Err(format!("comparison `{name}` is not known")),
     })
 }
@@ -78,7 +92,7 @@ fn predicate<T: Value>(
     let third = if join.is_some() { Some(it.predicate(3)?) } else { None };
     Ok(Box::new(move |registers, mask| {
         let (a, b) = (T::read(registers, a), T::read(registers, b));
-        let compared = mask_of(|lane| holds(a[lane], b[lane]));
+        let compared = holds(&a, &b);
         let joined = |compared: u32| match (join, third) {
             (Some(join), Some((third, negated))) => {
                 let third = registers.predicates[third];
@@ -107,7 +121,8 @@ fn value<T: Value>(name: &str, result: &str, it: &mut Decoder<'_>) -> Result<Ope
     let (target, a, b) = (it.slot(0)?, it.source::<T>(1)?, it.source::<T>(2)?);
     Ok(Box::new(move |registers, mask| {
         let (a, b) = (T::read(registers, a), T::read(registers, b));
-        let bits = std::array::from_fn(|lane| if holds(a[lane], b[lane]) { one } else { 0 });
+        let holds = holds(&a, &b);
+        let bits = std::array::from_fn(|lane| if holds >> lane & 1 != 0 { one } else { 0 });
         registers.set_bits(target, mask, &bits);
     }))
 }

@@ -1,6 +1,6 @@
 //! Operation: what an instruction does to the registers of a warp, made once when a kernel is decoded.
 
-use super::registers::{Mask, Registers, Value};
+use super::registers::{LANES, Mask, Registers, Value, each};
 use super::scope::Decoder;
 
 /// An instruction that touches registers only, in the lanes of a mask.
@@ -13,8 +13,8 @@ pub(super) fn unary<A: Value, D: Value>(
 ) -> Result<Operation, String> {
     let (d, a) = (it.target::<D>(0)?, it.source::<A>(1)?);
     Ok(Box::new(move |registers, mask| {
-        let a = A::read(registers, a);
-        D::write(registers, d, mask, std::array::from_fn(|lane| f(a[lane])));
+        let result = each(&A::read(registers, a), &f);
+        D::write(registers, d, mask, result);
     }))
 }
 
@@ -26,7 +26,11 @@ pub(super) fn binary<A: Value, B: Value, D: Value>(
     let (d, a, b) = (it.target::<D>(0)?, it.source::<A>(1)?, it.source::<B>(2)?);
     Ok(Box::new(move |registers, mask| {
         let (a, b) = (A::read(registers, a), B::read(registers, b));
-        D::write(registers, d, mask, std::array::from_fn(|lane| f(a[lane], b[lane])));
+        let mut result = [D::default(); LANES];
+        for lane in 0..LANES {
+            result[lane] = f(a[lane], b[lane]);
+        }
+        D::write(registers, d, mask, result);
     }))
 }
 
@@ -38,7 +42,11 @@ pub(super) fn ternary<A: Value, B: Value, C: Value, D: Value>(
     let (d, a, b, c) = (it.target::<D>(0)?, it.source::<A>(1)?, it.source::<B>(2)?, it.source::<C>(3)?);
     Ok(Box::new(move |registers, mask| {
         let (a, b, c) = (A::read(registers, a), B::read(registers, b), C::read(registers, c));
-        D::write(registers, d, mask, std::array::from_fn(|lane| f(a[lane], b[lane], c[lane])));
+        let mut result = [D::default(); LANES];
+        for lane in 0..LANES {
+            result[lane] = f(a[lane], b[lane], c[lane]);
+        }
+        D::write(registers, d, mask, result);
     }))
 }
 

@@ -4,7 +4,7 @@ use super::Parameter;
 use super::moves::MODULE_WINDOW;
 use super::registers::Registers;
 use super::scope::{Constants, Decoder, Scope};
-use super::step::Step;
+use super::step::{Action, Step};
 use super::syntax::{Kernel, Operand, Space, Statement, Variable};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +18,8 @@ pub(super) struct Program {
     pub(super) static_shared: usize,
     /// Bytes of local memory of a thread.
     pub(super) local: usize,
+    /// Bytes of the narrowest access that may be one to shared memory, at most 4.
+    pub(super) granule: usize,
 }
 
 /// Alignment of what the launch adds of shared memory.
@@ -66,7 +68,25 @@ pub(super) fn decode(kernel: &Kernel, module: &[Variable], parameters: &[Paramet
             }
         }
     }
-    Ok(Program { steps, registers: scope.registers(), constants: scope.constants, static_shared: dynamic, local })
+    let granule = steps.iter().filter_map(shared_width).min().unwrap_or(4).min(4);
+    Ok(Program {
+        steps,
+        registers: scope.registers(),
+        constants: scope.constants,
+        static_shared: dynamic,
+        local,
+        granule,
+    })
+}
+
+/// Bytes of an access that may be one to shared memory.
+fn shared_width(step: &Step) -> Option<usize> {
+    let (address, width) = match &step.action {
+        Action::Load(it) | Action::Store(it) => (it.address, it.width * it.registers.len()),
+        Action::Atomic(it) => (it.address, it.width),
+        _ => return None,
+    };
+    matches!(address.space, Space::Shared | Space::Generic).then_some(width)
 }
 
 /// Places variables one after the other, from an address on; where they end.

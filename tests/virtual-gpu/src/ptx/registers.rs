@@ -45,7 +45,7 @@ impl Registers {
     /// Bits of a register in every lane.
     pub(super) fn bits(&self, slot: Slot) -> [u64; LANES] {
         match slot {
-            Slot::Word(index) => self.words[index].map(u64::from),
+            Slot::Word(index) => each(&self.words[index], u64::from),
             Slot::Long(index) => self.longs[index],
             Slot::Predicate(index) => std::array::from_fn(|lane| u64::from(self.predicates[index] >> lane & 1)),
             Slot::Sink => [0; LANES],
@@ -55,7 +55,7 @@ impl Registers {
     /// Sets a register in the lanes of a mask, to as many bits as it has.
     pub(super) fn set_bits(&mut self, slot: Slot, mask: Mask, bits: &[u64; LANES]) {
         match slot {
-            Slot::Word(index) => blend(&mut self.words[index], mask, &bits.map(|bits| bits as u32)),
+            Slot::Word(index) => blend(&mut self.words[index], mask, &each(bits, |bits| bits as u32)),
             Slot::Long(index) => blend(&mut self.longs[index], mask, bits),
             Slot::Predicate(index) => self.set_predicate(index, mask, mask_of(|lane| bits[lane] & 1 != 0)),
             Slot::Sink => {}
@@ -67,6 +67,16 @@ impl Registers {
         let predicate = &mut self.predicates[index];
         *predicate = *predicate & !mask | values & mask;
     }
+}
+
+/// A value for every lane. A plain loop, as the compiler makes vectors of it where it does not of `map`.
+#[inline(always)]
+pub(super) fn each<A: Copy, B: Copy + Default>(row: &[A; LANES], f: impl Fn(A) -> B) -> [B; LANES] {
+    let mut values = [B::default(); LANES];
+    for (value, a) in values.iter_mut().zip(row) {
+        *value = f(*a);
+    }
+    values
 }
 
 /// Takes the lanes of a mask from `values`.
@@ -84,7 +94,7 @@ fn blend<T: Copy>(row: &mut [T; LANES], mask: Mask, values: &[T; LANES]) {
 }
 
 /// A type that instructions compute in: how it lies in a register.
-pub(super) trait Value: Copy + PartialOrd + 'static {
+pub(super) trait Value: Copy + Default + PartialOrd + 'static {
     /// The register's value in every lane.
     fn read(registers: &Registers, index: usize) -> [Self; LANES];
     /// Sets the register in the lanes of a mask.
@@ -106,12 +116,12 @@ macro_rules! value {
         impl Value for $kind {
             #[inline]
             fn read(registers: &Registers, index: usize) -> [Self; LANES] {
-                registers.$rows[index].map($from)
+                each(&registers.$rows[index], $from)
             }
 
             #[inline]
             fn write(registers: &mut Registers, index: usize, mask: Mask, values: [Self; LANES]) {
-                blend(&mut registers.$rows[index], mask, &values.map($into));
+                blend(&mut registers.$rows[index], mask, &each(&values, $into));
             }
         }
     )*};

@@ -25,7 +25,7 @@ pub(super) fn run(
     let mut device = Device {
         memory,
         order,
-        shared: Shared::new(program.static_shared + launch.dynamic_shared as usize),
+        shared: Shared::new(program.static_shared + launch.dynamic_shared as usize, program.granule),
         local: vec![0xFF; program.local * threads as usize],
         local_size: program.local,
         arguments: launch.parameters,
@@ -84,6 +84,7 @@ fn run_block(
             return Ok(());
         }
         device.shared.barrier();
+        device.order.barrier();
     }
 }
 

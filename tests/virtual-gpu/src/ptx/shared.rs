@@ -1,6 +1,6 @@
 //! Shared memory of a block, and races between its threads.
 //
-// Kept for every two bytes: who wrote last and who read since. Two threads of different warps are ordered by barriers, two of one warp
+// Kept for every granule, which is as wide as the kernel's narrowest access: who wrote last and who read since. Two threads of different warps are ordered by barriers, two of one warp
 // also by bar.warp.sync; that warps run in lockstep orders nothing. Writes of the same value do not count as a race.
 
 use super::registers::LANES;
@@ -16,7 +16,8 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    fn warp(self) -> u32 {
+    /// The number of its warp.
+    pub(super) fn warp(self) -> u32 {
         self.thread / LANES as u32
     }
 }
@@ -54,15 +55,23 @@ pub(super) enum Trouble {
 pub(super) struct Shared {
     bytes: Vec<u8>,
     touched: Vec<Touched>,
+    /// Bytes of a granule.
+    granule: usize,
     epoch: u32,
     /// The first epoch of this block.
     begin: u32,
 }
 
 impl Shared {
-    pub(super) fn new(bytes: usize) -> Self {
+    pub(super) fn new(bytes: usize, granule: usize) -> Self {
         let bytes = bytes.next_multiple_of(16);
-        Self { bytes: vec![0xFF; bytes], touched: vec![Touched::default(); bytes / 2], epoch: 1, begin: 1 }
+        Self {
+            bytes: vec![0xFF; bytes],
+            touched: vec![Touched::default(); bytes / granule],
+            granule,
+            epoch: 1,
+            begin: 1,
+        }
     }
 
     /// A block begins: nothing is written.
@@ -96,7 +105,7 @@ impl Shared {
         };
         let same = access == Access::Write && self.bytes[range.clone()] == *new;
         let mut within = None;
-        for touched in &mut self.touched[range.start / 2..range.end.div_ceil(2)] {
+        for touched in &mut self.touched[range.start / self.granule..range.end / self.granule] {
             if access != Access::Write && touched.write_epoch < self.begin {
                 return Err(Trouble::Fault(format!(
                     "{access:?} of {width} bytes at shared address {at} that nobody wrote"
@@ -184,7 +193,7 @@ mod tests {
 
     #[test]
     fn threads_need_a_barrier_between_a_write_and_a_read() {
-        let mut shared = Shared::new(64);
+        let mut shared = Shared::new(64, 2);
         shared.begin();
         shared.touch(8, 4, Access::Write, at(0, 0), &[1; 4]).unwrap();
         assert!(matches!(shared.touch(8, 4, Access::Read, at(40, 0), &[]), Err(Trouble::Fault(_))));
@@ -197,7 +206,7 @@ mod tests {
 
     #[test]
     fn what_nobody_wrote_cannot_be_read() {
-        let mut shared = Shared::new(64);
+        let mut shared = Shared::new(64, 2);
         shared.begin();
         assert!(shared.touch(0, 4, Access::Read, at(0, 0), &[]).is_err());
         shared.touch(0, 4, Access::Write, at(0, 0), &[0; 4]).unwrap();

@@ -7,6 +7,8 @@ use crate::statistics::Traffic;
 const SECTOR: u64 = 32;
 /// Bytes of all banks of shared memory side by side.
 const BANKS: u64 = 128;
+/// Banks, of words of 4 bytes.
+const BANK_COUNT: usize = 32;
 
 /// The addresses of the lanes that take part.
 pub(super) struct Addresses {
@@ -75,23 +77,22 @@ impl Addresses {
 
 /// The most different words that any bank must give.
 fn conflicts(addresses: &[u64], width: u64) -> u64 {
-    let mut words = [u64::MAX; 2 * LANES];
-    let mut count = 0;
-    for at in addresses {
-        for word in at / 4..(at + width).div_ceil(4) {
-            words[count] = word;
-            count += 1;
+    let words = || addresses.iter().flat_map(|at| at / 4..(at + width).div_ceil(4));
+    let first = addresses[0] / BANKS;
+    if addresses.iter().all(|at| at / BANKS == first) {
+        return 1; // neighbours: no two words of one bank
+    }
+    let mut of_bank = [[0; LANES]; BANK_COUNT];
+    let mut counts = [0; BANK_COUNT];
+    for word in words() {
+        let bank = (word % BANK_COUNT as u64) as usize;
+        let known = &of_bank[bank][..counts[bank]];
+        if !known.contains(&word) {
+            of_bank[bank][counts[bank]] = word;
+            counts[bank] += 1;
         }
     }
-    let words = &mut words[..count];
-    words.sort_unstable();
-    let mut of_bank = [0u64; (BANKS / 4) as usize];
-    let mut last = u64::MAX;
-    for word in words {
-        of_bank[(*word % (BANKS / 4)) as usize] += u64::from(*word != last);
-        last = *word;
-    }
-    of_bank.into_iter().max().unwrap_or(0)
+    counts.into_iter().max().unwrap_or(0) as u64
 }
 
 #[cfg(test)]
