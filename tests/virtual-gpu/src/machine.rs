@@ -178,7 +178,7 @@ impl Machine {
         if let Schedule::Drawn(_) = self.settings.schedule { self.draw(usize::MAX) as u64 } else { 0 }
     }
 
-    /// A number below `n`: Steele, Lea and Flood's SplitMix64 (2014).
+    /// A number below `n`: Steele, Lea and Flood's `SplitMix64` (2014).
     fn draw(&mut self, n: usize) -> usize {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
@@ -253,9 +253,9 @@ impl Machine {
         *freed = true;
         let pool = &mut self.gpus[*device].pool;
         if *direct {
-            pool.give_directly(*bytes)
+            pool.give_directly(*bytes);
         } else {
-            pool.give(*bytes)
+            pool.give(*bytes);
         }
         Ok(*device)
     }

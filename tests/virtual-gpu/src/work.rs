@@ -126,7 +126,9 @@ impl Work {
     pub fn run(self, memory: &mut Memory, statistics: &mut Statistics) -> Result<(), Fault> {
         match self {
             Self::Kernel(kernel) => kernel.run(memory, statistics),
-            Self::Upload { to, from: Source::Staged(bytes) } => memory.write(to, &bytes),
+            Self::Upload { to, from: Source::Staged(bytes) } | Self::Copy { to, bytes: Some(bytes), .. } => {
+                memory.write(to, &bytes)
+            }
             Self::Upload { to, from: Source::Pinned { address, bytes, hash: before } } => {
                 // SAFETY: pinned memory is not given back while queued work refers to it: `Machine::unpin` looks.
                 let bytes = unsafe { host(address, bytes) };
@@ -143,7 +145,6 @@ impl Work {
                 Ok(())
             }
             Self::Copy { to, from, bytes: None } => memory.copy(to, from.0, from.1),
-            Self::Copy { to, bytes: Some(bytes), .. } => memory.write(to, &bytes),
             Self::Fill { at, value, bytes } => memory.fill(at, &[value], bytes),
             Self::Free(address) => {
                 let freed = memory.free(address);

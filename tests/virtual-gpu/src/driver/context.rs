@@ -3,6 +3,7 @@
 use super::device::number;
 use super::status::Status;
 use super::{CONTEXT, CURRENT, call, call_on_device, device_of, put};
+use crate::machine::Machine;
 use std::ffi::{CStr, c_char, c_int};
 
 #[unsafe(no_mangle)]
@@ -50,17 +51,17 @@ pub unsafe extern "C" fn cuCtxGetCurrent(context: *mut u64) -> c_int {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxSynchronize() -> c_int {
-    call_on_device("cuCtxSynchronize", |machine, device| machine.finish_device(device))
+    call_on_device("cuCtxSynchronize", Machine::finish_device)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGetErrorName(code: c_int, name: *mut *const c_char) -> c_int {
-    unsafe { word(code, name, |(name, _)| name) }
+    unsafe { word(code, name, |words| words.0) }
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGetErrorString(code: c_int, text: *mut *const c_char) -> c_int {
-    unsafe { word(code, text, |(_, text)| text) }
+    unsafe { word(code, text, |words| words.1) }
 }
 
 unsafe fn word(

@@ -106,7 +106,7 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_in
 pub(super) fn most_shared(capability: (i32, i32)) -> u32 {
     let kibibytes = match capability {
         (8, 0 | 7) => 163,
-        (8, _) | (12, _) => 99,
+        (8 | 12, _) => 99,
         (9.., _) => 227,
         (7, 0) => 96,
         _ => 64,

@@ -9,7 +9,7 @@ pub struct Status(pub i32);
 macro_rules! codes {
     ($($code:literal $name:ident $text:literal)*) => {
         impl Status {
-            $(#[doc = $text] pub const $name: Self = Self($code);)*
+            $(#[doc = concat!("`", $text, "`")] pub const $name: Self = Self($code);)*
 
             /// Its name, as `CUDA_ERROR_OUT_OF_MEMORY`, and what the driver says of it; none of a number it does not know.
             pub fn words(self) -> Option<(&'static CStr, &'static CStr)> {
