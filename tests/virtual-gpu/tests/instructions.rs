@@ -179,7 +179,7 @@ $done:
     let steps = |mut x: u32| {
         let mut count = 0;
         while x != 1 {
-            x = if x % 2 == 0 { x / 2 } else { 3 * x + 1 };
+            x = if x & 1 == 0 { x / 2 } else { 3 * x + 1 };
             count += 1;
         }
         count
@@ -207,7 +207,7 @@ fn memory_of_all_kinds_holds_what_was_put() {
     st.u16 [%rd5+2], %rs3;
     ld.shared.u32 %r1, [%rd3];
     st.global.u32 [%rd9], %r1;";
-    let input: Vec<u32> = (0..64).map(|x| x << 16 | 1000 + x).collect();
+    let input: Vec<u32> = (0..64).map(|x| x << 16 | (1000 + x)).collect();
     let (got, _) = Kernel::new(spaces).threads(64).dynamic_shared(256).run(&input, 64).unwrap();
     assert_eq!(got, (0..64).map(|x| (1000 + x) << 16 | x).collect::<Vec<_>>());
     assert_eq!(one(0x0000_80FF, "ld.global.s8 %r1, [%rd8+1];"), -128i32 as u32);

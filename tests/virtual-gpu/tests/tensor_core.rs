@@ -99,7 +99,7 @@ fn loaded(transposed: bool) -> Vec<u32> {
     add.s64 %rd2, %out, %rd2;
     st.global.v4.u32 [%rd2], {{%r5, %r6, %r7, %r8}};"
     );
-    let words: Vec<u32> = (0..128).map(|word| 2 * word | (2 * word + 1) << 16).collect();
+    let words: Vec<u32> = (0..128).map(|word| (2 * word) | ((2 * word + 1) << 16)).collect();
     Kernel::new(&body).run(&words, 128).unwrap().0
 }
 

@@ -33,9 +33,9 @@ impl Bits {
     pub(super) fn set(&mut self, range: Range<usize>, on: bool) {
         each_word(range, |word, bits| {
             if on {
-                self.0[word] |= bits
+                self.0[word] |= bits;
             } else {
-                self.0[word] &= !bits
+                self.0[word] &= !bits;
             }
             true
         });

@@ -55,6 +55,9 @@ impl Memory {
     }
 
     /// As [`Memory::new`], with addresses from `base` on.
+    ///
+    /// # Panics
+    /// Where the system has no address space left.
     pub fn at(base: u64, capacity: u64) -> Self {
         let range = 4 * capacity + 2 * FRESH;
         let len = usize::try_from(range).expect("64-bit addresses");
@@ -191,7 +194,7 @@ impl Memory {
         warp: u32,
         order: &Order,
     ) -> Result<usize, String> {
-        if address % width as u64 != 0 {
+        if !address.is_multiple_of(width as u64) {
             return Err(format!("{access:?} of {width} bytes at {address:#x}, which is no multiple of {width}"));
         }
         let offset = address.wrapping_sub(self.base) as usize;
@@ -219,7 +222,7 @@ impl Memory {
     /// Number of the launch that begins, from 1.
     pub(crate) fn next_launch(&mut self) -> u64 {
         self.launches += 1;
-        if self.launches % (1 << 20) == 0 {
+        if self.launches.is_multiple_of(1 << 20) {
             self.races = Races::new(self.bytes.len()); // the numbers that it keeps of launches come again
         }
         self.launches

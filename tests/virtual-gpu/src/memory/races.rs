@@ -113,7 +113,8 @@ impl Races {
             return Ok(());
         }
         let moment = order.launch << 32 | order.moment & 0xFFFF_FFFF;
-        for words in self.0[offset / 2 * 2..(offset + width) / 2 * 2].chunks_exact_mut(2) {
+        let first = offset / 2 * 2; // two words for two bytes
+        for words in self.0[first..first + width].chunks_exact_mut(2) {
             let own = order.block + 1;
             let between_blocks = note(&mut words[0], BLOCK, order.launch, own, access, |other| order.is_after(other));
             between_blocks.map_err(|race| told(access, "block", BLOCK, race, "in the same launch"))?;

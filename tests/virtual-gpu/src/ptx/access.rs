@@ -1,7 +1,7 @@
 //! Accesses of a warp to memory: where each lane reads and writes, whether it may, what it costs.
 
 use super::moves::{LOCAL_WINDOW, SHARED_WINDOW, WINDOW};
-use super::registers::{LANES, Mask, Registers, Slot, lanes};
+use super::registers::{LANES, Mask, Registers, Slot, each, lanes};
 use super::shared::{Moment, Shared, Trouble};
 use super::step::{Address, Atomic, Transfer};
 use super::syntax::Space;
@@ -53,18 +53,17 @@ enum Place {
 
 fn addresses(address: Address, registers: &Registers) -> [u64; LANES] {
     let base = address.base.map_or([0; LANES], |slot| registers.bits(slot));
-    base.map(|base| base.wrapping_add(address.offset as u64))
+    each(&base, |base: u64| base.wrapping_add(address.offset as u64))
 }
 
 fn place(space: Space, address: u64) -> Result<Place, String> {
     let window = |start: u64| (start..start + WINDOW).contains(&address);
     Ok(match space {
-        Space::Global => Place::Global(address),
         Space::Shared => Place::Shared(address & 0xFFFF_FFFF),
         Space::Local => Place::Local(address),
         Space::Generic if window(SHARED_WINDOW) => Place::Shared(address - SHARED_WINDOW),
         Space::Generic if window(LOCAL_WINDOW) => Place::Local(address - LOCAL_WINDOW),
-        Space::Generic => Place::Global(address),
+        Space::Global | Space::Generic => Place::Global(address),
         Space::Const | Space::Param => return Err("constant memory is not known here".to_owned()),
     })
 }

@@ -49,7 +49,7 @@ fn join(parts: &[&str]) -> Option<fn(u32, u32) -> u32> {
 type Comparison<T> = fn(&[T; LANES], &[T; LANES]) -> Mask;
 
 /// A comparison by name; those that end in `u` hold also where a number is none.
-#[allow(clippy::neg_cmp_op_on_partial_ord)] // "not less" includes "not comparable"
+#[allow(clippy::neg_cmp_op_on_partial_ord, clippy::nonminimal_bool, clippy::double_comparisons)] // NaN is neither less nor more
 fn comparison<T: Value>(name: &str) -> Result<Comparison<T>, String> {
     /// The lanes in which an expression of `a` and `b` is true.
     macro_rules! where_true {

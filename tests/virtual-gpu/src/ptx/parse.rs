@@ -57,7 +57,7 @@ impl<'a> Parser<'a> {
         let mut text = Text::default();
         while self.at < self.tokens.len() {
             match self.peek() {
-                ".version" | ".target" | ".address_size" => self.skip_line(),
+                ".version" | ".target" | ".address_size" | ".file" | ".section" => self.skip_line(),
                 ".visible" | ".weak" | ".extern"
                     if self.tokens.get(self.at + 1).is_some_and(|t| t.text == ".entry") =>
                 {
@@ -65,7 +65,6 @@ impl<'a> Parser<'a> {
                 }
                 ".entry" => text.kernels.push(self.kernel()?),
                 ".visible" | ".weak" | ".extern" | ".func" if self.is_function() => self.skip_function()?,
-                ".file" | ".section" => self.skip_line(),
                 _ => text.variables.extend(self.variable()?),
             }
         }

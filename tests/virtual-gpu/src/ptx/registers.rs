@@ -70,6 +70,7 @@ impl Registers {
 }
 
 /// A value for every lane. A plain loop, as the compiler makes vectors of it where it does not of `map`.
+#[allow(clippy::inline_always)] // it is to become part of the loop that calls it
 #[inline(always)]
 pub(super) fn each<A: Copy, B: Copy + Default>(row: &[A; LANES], f: impl Fn(A) -> B) -> [B; LANES] {
     let mut values = [B::default(); LANES];

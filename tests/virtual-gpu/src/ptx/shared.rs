@@ -94,7 +94,7 @@ impl Shared {
         who: Moment,
         new: &[u8],
     ) -> Result<(), Trouble> {
-        if at % width as u64 != 0 {
+        if !at.is_multiple_of(width as u64) {
             return Err(Trouble::Fault(format!(
                 "{access:?} of {width} bytes at shared address {at}, which is no multiple of {width}"
             )));
