@@ -261,7 +261,8 @@ pub(crate) fn rows_are_their_twins() {
 #[cfg_attr(test, test)]
 pub(crate) fn attention_is_its_twin() {
     let n = LENGTHS.iter().sum();
-    let plain = [(3, 1, 6), (4, 4, 16), (2, 1, 64), (1, 1, 130)];
+    // The widest takes more shared memory than a block has without asking for it.
+    let plain = [(3, 1, 6), (4, 4, 16), (2, 1, 64), (1, 1, 130), (1, 1, 256)];
     let tiles = [(3, 1, 64), (2, 2, 64), (2, 1, 128)];
     let cases = plain.map(|heads| (heads, DType::F32, 4e-6)).into_iter();
     let cases = cases.chain(plain.into_iter().chain(tiles).map(|heads| (heads, DType::BF16, 2.0 * BF16)));

@@ -83,6 +83,9 @@ pub(super) fn name(device: &CudaDevice) -> String {
 pub(super) fn memory(device: &CudaDevice) -> Result<DeviceMemory> {
     let context = device.cuda_stream().context().clone();
     let (free, total) = context.mem_get_info().map_err(failed)?;
+    if !context.has_async_alloc() {
+        return Ok(DeviceMemory { free: free as u64, total: total as u64 });
+    }
     let attribute = |which| -> Result<u64> {
         let mut bytes = 0u64;
         // SAFETY: both attributes are 64-bit numbers, which the call writes.
