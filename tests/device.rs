@@ -83,6 +83,25 @@ fn a_gpu_scores_as_the_cpu_does_and_is_never_mixed_with_it_in_another_precision(
     assert_eq!(losses(&again.ok(&format!("{ask} --device emulated"))), losses(&rounded), "the same bits every time");
 }
 
+/// While one candidate's losses are read and stored, the next is in the device's queue, under a claim.
+#[test]
+fn candidates_that_are_begun_early_are_scored_once_and_the_same() {
+    let ask = "score code wiki math code+math code+wiki math+wiki code=0.5+wiki=0.5 --format csv --device emulated --precision f32";
+    let expected = trained().ok(&ask.replace("--device emulated", ""));
+    let parts = trained();
+    parts.ok("score code+wiki --eval wiki-test"); // which is left out there, and begun for the other set
+    parts.ok("score math --device emulated --precision f32"); // which is left out altogether
+    assert_near(&parts.ok(ask), &expected, 1e-5);
+
+    let shared = trained();
+    let runs = [shared.start(ask), shared.start(ask)].map(|run| run.wait_with_output().unwrap());
+    let outputs = runs.map(|run| String::from_utf8(run.stdout).unwrap());
+    let computed: usize = outputs.iter().map(|output| output.matches(",false,").count()).sum();
+    assert_eq!(computed, losses(&expected).len(), "each once: {outputs:?}");
+    assert_eq!(losses(&outputs[0]), losses(&outputs[1]));
+    assert_near(&outputs[0], &expected, 1e-5);
+}
+
 #[test]
 fn members_that_do_not_fit_are_brought_over_piece_by_piece() {
     let world = trained();

@@ -1,7 +1,7 @@
 //! Evaluator: parameters and an eval set to a log-likelihood per document, the same bytes for any number of threads.
 
 use crate::error::{Error, Result};
-use crate::kernels::{Compute, Exec, rewrite, weighted_sums_on_device};
+use crate::kernels::{Compute, Exec, Later, rewrite, weighted_sums_on_device};
 use crate::model::{Layout, ModelConfig, Sequences, Transformer};
 use crate::text::{TokenFile, Window, rolling_windows};
 use candle_core::Tensor;
@@ -60,6 +60,14 @@ impl EvalSet {
     /// UTF-8 bytes.
     pub fn n_bytes(&self) -> u64 {
         self.n_bytes
+    }
+
+    /// The sums by document of values of every predicted token, in f64, token by token in document order.
+    pub fn by_document(&self, values: &[f64]) -> Vec<f64> {
+        let mut documents = vec![0.0; self.n_docs];
+        let owners = self.windows().flat_map(|window| std::iter::repeat_n(window.document, window.targets.len()));
+        owners.zip(values).for_each(|(document, value)| documents[document] += value);
+        documents
     }
 
     /// The windows, in document order.
@@ -183,11 +191,7 @@ impl Evaluator {
 
     /// The negative log-likelihood of every document, in nats: sums in f64, token by token in document order.
     pub fn nll(&self, set: &EvalSet) -> Result<Vec<f64>> {
-        let mut documents = vec![0.0; set.n_docs];
-        let windows = set.windows();
-        let owners = windows.flat_map(|window| std::iter::repeat_n(window.document, window.targets.len()));
-        owners.zip(self.token_nll(set)?).for_each(|(document, nll)| documents[document] += nll);
-        Ok(documents)
+        Ok(set.by_document(&self.token_nll(set)?))
     }
 
     /// The negative log-likelihood of every predicted token, in nats and in document order: `[n_tokens]`.
@@ -196,13 +200,16 @@ impl Evaluator {
     pub fn token_nll(&self, set: &EvalSet) -> Result<Vec<f64>> {
         debug_assert!(set.longest > 0);
         if self.compute.is_queued() {
-            let nll = |pass: Pass| self.model.queue_nll(pass.sequences(), &pass.rows, &pass.targets);
-            let queued = set.passes(self.together).map(nll).collect::<Result<Vec<_>>>()?;
-            let read = queued.iter().map(|nll| Ok(nll.to_vec1()?)).collect::<Result<Vec<Vec<f64>>>>()?;
-            return Ok(read.concat());
+            return self.queue_token_nll(set)?.take();
         }
         let passes: Vec<Vec<f64>> = set.packs.par_iter().map(|pack| self.pass(pack)).collect::<Result<_>>()?;
         Ok(passes.concat())
+    }
+
+    /// As [`Evaluator::token_nll`], on a device that is not waited for: the parameters may be overwritten meanwhile.
+    pub fn queue_token_nll(&self, set: &EvalSet) -> Result<Later> {
+        let nll = |pass: Pass| self.model.queue_nll(pass.sequences(), &pass.rows, &pass.targets);
+        Later::of(&set.passes(self.together).map(nll).collect::<Result<Vec<_>>>()?)
     }
 
     fn pass(&self, pack: &[Window]) -> Result<Vec<f64>> {

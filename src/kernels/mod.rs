@@ -37,7 +37,9 @@ pub use attention::{Heads, attention, attention_backward};
 pub use bias::{add_bias, bias_backward};
 pub use cross_entropy::{cross_entropy, cross_entropy_backward, log_odds, log_odds_backward};
 pub(crate) use cross_entropy::{cross_entropy_backward_queued, cross_entropy_backward_seen, cross_entropy_queued};
-pub use device::{Compute, DeviceChoice, DeviceMemory, Precision, Source, StreamedSums, weighted_sums_on_device};
+pub use device::{
+    Compute, DeviceChoice, DeviceMemory, Later, Mark, Precision, Source, StreamedSums, weighted_sums_on_device,
+};
 pub(crate) use device::{DeviceAdamW, add_sum};
 pub use embedding::{embedding, embedding_backward, select_rows, select_rows_backward};
 pub use fused::{Turns, join_fused, split_fused};

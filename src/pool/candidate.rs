@@ -4,12 +4,11 @@ use super::members::{Checkpoints, Member, score_key};
 use super::{Pool, Settings};
 use crate::error::{Error, Result};
 use crate::eval::{EvalSet, Evaluator, gradient_pass};
-use crate::kernels::Compute;
+use crate::kernels::{Compute, Later, Mark};
 use crate::merge::{DeviceMerger, average};
 use crate::model::{Checkpoint, Layout};
 use candle_core::Tensor;
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Instant;
 
 /// Candidates that are merged in one pass over members that do not stay on the device.
 const TOGETHER: usize = 4;
@@ -83,28 +82,42 @@ impl Candidate {
         }
     }
 
-    /// Overwrites the parameters; returns the seconds it took.
+    /// The average that will be asked for next, with its score key, where it is worth beginning early: on a device.
+    pub(super) fn next(&self) -> Option<(String, Vec<Member>)> {
+        self.expected.front().cloned()
+    }
+
+    /// Overwrites the parameters; returns where that begins and ends in the device's queue.
     ///
     /// # Errors
     /// Those of what is merged or written, [`Error::OutOfMemory`] when a merge does not fit the device.
-    pub(super) fn set(&mut self, open: &mut Checkpoints, parameters: Parameters<'_>) -> Result<f64> {
+    pub(super) fn set(&mut self, open: &mut Checkpoints, parameters: Parameters<'_>) -> Result<[Mark; 2]> {
+        let begin = self.mark()?;
         let name = self.compute.name();
         self.overwrite(open, parameters)
-            .map_err(|error| if error.is_out_of_memory() { no_room(&name, "merge") } else { error })
+            .map_err(|error| if error.is_out_of_memory() { no_room(&name, "merge") } else { error })?;
+        Ok([begin, self.mark()?])
     }
 
-    fn overwrite(&mut self, open: &mut Checkpoints, parameters: Parameters<'_>) -> Result<f64> {
-        let start = Instant::now();
+    /// Whether its device works on while nobody waits.
+    pub(super) fn is_queued(&self) -> bool {
+        self.compute.is_queued()
+    }
+
+    /// Where the queue of the device ends now.
+    pub(super) fn mark(&self) -> Result<Mark> {
+        self.compute.mark()
+    }
+
+    fn overwrite(&mut self, open: &mut Checkpoints, parameters: Parameters<'_>) -> Result<()> {
         match (parameters, &mut self.merger) {
-            (Parameters::Average(members), Some(_)) => self.merge(open, members)?,
+            (Parameters::Average(members), Some(_)) => self.merge(open, members),
             (Parameters::Average(members), None) => {
                 let layout = &self.layout;
-                self.evaluator.set(|out| average(out, layout, &open.of(members)?))?;
+                self.evaluator.set(|out| average(out, layout, &open.of(members)?))
             }
-            (Parameters::Written(write), _) => self.evaluator.set(|out| write(open, out))?,
+            (Parameters::Written(write), _) => self.evaluator.set(|out| write(open, out)),
         }
-        self.compute.wait()?; // so that its time is not counted as the model's
-        Ok(start.elapsed().as_secs_f64())
     }
 
     /// Merges on the device; what comes next too, where members have to be brought over for it anyway.
@@ -151,6 +164,14 @@ impl Candidate {
     /// [`Error::OutOfMemory`] when the smallest pass does not fit.
     pub(super) fn nll(&mut self, set: &EvalSet) -> Result<Vec<f64>> {
         self.with_less(|evaluator| evaluator.nll(set), in_smaller_passes)
+    }
+
+    /// As [`Candidate::token_nll`], on a device that is not waited for; none on the processor.
+    pub(super) fn queue_token_nll(&mut self, set: &EvalSet) -> Result<Option<Later>> {
+        if !self.is_queued() {
+            return Ok(None);
+        }
+        self.with_less(|evaluator| evaluator.queue_token_nll(set).map(Some), in_smaller_passes)
     }
 
     /// As [`Candidate::nll`], of every token.

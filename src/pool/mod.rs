@@ -16,6 +16,7 @@
 //! A name binds only to a complete object, and a score names its inputs by hash.
 
 mod adopt;
+mod begun;
 mod binding;
 mod candidate;
 mod claim;

@@ -1,13 +1,13 @@
 //! Scorer: merges scored on eval sets, each score computed once and stored at once.
 
+use super::begun::Begun;
 use super::candidate::{Candidate, Parameters, Purpose};
-use super::claim::Claimed;
 use super::members::{Checkpoints, Member, score_key};
 use super::{Pool, ScoreLog, ScoreRecord, Settings, TokenNll};
 use crate::error::{Error, Result};
-use crate::eval::{EvalSet, PROTOCOL, Score};
+use crate::eval::{EvalSet, PROTOCOL};
 use crate::files;
-use crate::kernels::Precision;
+use crate::kernels::{Mark, Precision};
 use crate::progress::Observer;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(super) struct EvalHandle {
     key: String,
     tokens: String,
     set: Option<EvalSet>,
-    log: ScoreLog,
+    pub(super) log: ScoreLog,
 }
 
 impl EvalHandle {
@@ -56,6 +56,7 @@ pub struct Scorer<'a> {
     pub(super) pool: &'a Pool,
     pub(super) evals: Vec<EvalHandle>,
     pub(super) candidate: Option<Candidate>,
+    pub(super) ahead: Option<Begun>, // the merge after the one that is scored
     expected: Vec<Vec<Member>>,
     pub(super) open: Checkpoints,
 }
@@ -103,7 +104,14 @@ impl Pool {
     /// Those of [`Pool::chosen_evals`].
     pub fn scorer(&self, names: &[String]) -> Result<Scorer<'_>> {
         let evals = self.chosen_evals(names)?.iter().map(|name| self.eval(name)).collect::<Result<_>>()?;
-        Ok(Scorer { pool: self, evals, candidate: None, expected: Vec::new(), open: Checkpoints::default() })
+        Ok(Scorer {
+            pool: self,
+            evals,
+            candidate: None,
+            ahead: None,
+            expected: Vec::new(),
+            open: Checkpoints::default(),
+        })
     }
 }
 
@@ -129,9 +137,13 @@ impl Scorer<'_> {
 
     /// What is stored of the average of these members, by eval set; computes nothing.
     pub fn stored_of(&self, members: &[Member]) -> Vec<Scored> {
-        let key = score_key(members);
+        self.stored_under(&score_key(members))
+    }
+
+    /// What is stored under a key, by eval set.
+    pub(super) fn stored_under(&self, key: &str) -> Vec<Scored> {
         let scored = |eval: &EvalHandle| {
-            let record = eval.log.get(&key)?.clone();
+            let record = eval.log.get(key)?.clone();
             Some(Scored { eval_set: eval.name.clone(), record, cached: true })
         };
         self.evals.iter().filter_map(scored).collect()
@@ -221,53 +233,6 @@ impl Scorer<'_> {
         self.try_score(key, label, estimator, observer, Parameters::Written(Box::new(write)))
     }
 
-    fn try_score(
-        &mut self,
-        key: &str,
-        label: &str,
-        estimator: &str,
-        observer: &dyn Observer,
-        parameters: Parameters<'_>,
-    ) -> Result<Option<Vec<Scored>>> {
-        let stored: Vec<bool> = self.evals.iter().map(|eval| eval.log.get(key).is_some()).collect();
-        let mut _claim = None;
-        if stored.contains(&false) {
-            observer.check()?;
-            // The claim before the look: who had it has stored what it computed.
-            let claimed = self.pool.try_claim(key)?;
-            self.evals.iter_mut().try_for_each(|eval| eval.log.refresh())?;
-            match claimed {
-                Claimed::Ours(claim) => _claim = Some(claim),
-                Claimed::Theirs(_) if self.is_stored(key) => {}
-                Claimed::Theirs(_) => return Ok(None),
-            }
-        }
-        let mut parameters = Some(parameters);
-        let mut merge_seconds = 0.0;
-        let mut scored = Vec::with_capacity(self.evals.len());
-        for index in 0..self.evals.len() {
-            if let Some(record) = self.evals[index].log.get(key) {
-                let record = record.clone();
-                scored.push(Scored { eval_set: self.evals[index].name.clone(), record, cached: true });
-                continue;
-            }
-            observer.check()?;
-            if let Some(parameters) = parameters.take() {
-                merge_seconds = self.set(parameters)?;
-            }
-            let record = Arc::new(ScoreRecord {
-                key: key.to_owned(),
-                mixture: label.to_owned(),
-                estimator: estimator.to_owned(),
-                merge_seconds,
-                ..self.evaluate(index, label)?
-            });
-            self.evals[index].log.append(vec![record.clone()])?;
-            scored.push(Scored { eval_set: self.evals[index].name.clone(), record, cached: false });
-        }
-        Ok(Some(scored))
-    }
-
     /// −ln p of every predicted token of every eval set under one model, read where it was stored before.
     ///
     /// `label` names the model to people.
@@ -286,7 +251,7 @@ impl Scorer<'_> {
             }
             observer.check()?;
             if let Some(parameters) = parameters.take() {
-                self.set(parameters)?;
+                self.set_for(Purpose::Scores, parameters)?;
             }
             let place = format!("eval set '{}' under {label}", self.evals[index].name);
             let set = self.evals[index].set(self.pool)?;
@@ -320,13 +285,8 @@ impl Scorer<'_> {
         &self.evals[eval].key
     }
 
-    /// Overwrites the parameters of the model that is scored; returns the seconds it took.
-    fn set(&mut self, parameters: Parameters<'_>) -> Result<f64> {
-        self.set_for(Purpose::Scores, parameters)
-    }
-
-    /// Overwrites the parameters of a model for a purpose, the only one on the device.
-    pub(super) fn set_for(&mut self, purpose: Purpose, parameters: Parameters<'_>) -> Result<f64> {
+    /// Overwrites the parameters of a model for a purpose, the only one on the device; returns where that begins and ends in its queue.
+    pub(super) fn set_for(&mut self, purpose: Purpose, parameters: Parameters<'_>) -> Result<[Mark; 2]> {
         self.candidate.take_if(|candidate| candidate.purpose != purpose);
         let candidate = if let Some(candidate) = &mut self.candidate {
             candidate
@@ -337,22 +297,6 @@ impl Scorer<'_> {
             candidate
         };
         candidate.set(&mut self.open, parameters)
-    }
-
-    /// Runs the model over one eval set.
-    fn evaluate(&mut self, index: usize, label: &str) -> Result<ScoreRecord> {
-        let eval = &mut self.evals[index];
-        let place = format!("eval set '{}' under mixture '{label}'", eval.name);
-        let set = eval.set(self.pool)?;
-        let start = Instant::now();
-        let documents = ready(self.candidate.as_mut())?.nll(set)?;
-        Ok(ScoreRecord {
-            score: Score::from_documents(&documents, set.n_tokens(), set.n_bytes(), &place)?,
-            eval_seconds: start.elapsed().as_secs_f64(),
-            documents,
-            device: self.pool.device_label(),
-            ..ScoreRecord::default()
-        })
     }
 }
 

@@ -18,9 +18,13 @@ KERNEL(256, gradient_norm, double* report, float* control, double* partials, uns
     __shared__ double scratch[256 / WARP];
     __shared__ bool is_last;
     double own = 0.0;
-    long long step = static_cast<long long>(gridDim.x) * blockDim.x;
-    for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step)
-        own += static_cast<double>(gradient[i]) * gradient[i];
+    long long thread = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x, threads = static_cast<long long>(gridDim.x) * blockDim.x;
+    long long whole = reinterpret_cast<uintptr_t>(gradient) % 16 == 0 ? n / adamw::VALUES * adamw::VALUES : 0;
+    for (long long i = thread * adamw::VALUES; i < whole; i += threads * adamw::VALUES) {
+        Run<float, adamw::VALUES> run = load<float, adamw::VALUES>(gradient + i);
+        for (int j = 0; j < adamw::VALUES; j++) own += static_cast<double>(run.at[j]) * run.at[j];
+    }
+    for (long long i = whole + thread; i < n; i += threads) own += static_cast<double>(gradient[i]) * gradient[i];
     own = block_sum(own, scratch);
     if (threadIdx.x == 0) {
         partials[blockIdx.x] = own;

@@ -20,11 +20,11 @@ struct Tile {
     int first, start, end, rows;  // rows: how many of the tile are there
 };
 
-__device__ inline Tile tile_of(const unsigned* tiles, int side) {
+__device__ inline Tile tile_of(const unsigned* tiles, int side, unsigned index) {
     Tile tile;
-    tile.first = tiles[3 * blockIdx.x];
-    tile.start = tiles[3 * blockIdx.x + 1];
-    tile.end = tiles[3 * blockIdx.x + 2];
+    tile.first = tiles[3 * index];
+    tile.start = tiles[3 * index + 1];
+    tile.end = tiles[3 * index + 2];
     tile.rows = min(side, tile.end - tile.first);
     return tile;
 }
@@ -68,7 +68,7 @@ __device__ inline void forward(T* out, float* lse, const T* q, const T* k, const
     DYNAMIC_SHARED(float, shared);
     float *q_rows = shared, *k_rows = q_rows + SIDE * (dim + 1), *v_rows = k_rows + SIDE * (dim + 1);
     float *scores = v_rows + SIDE * (dim + 1), *weights = scores + SIDE * SIDE;
-    Tile tile = tile_of(tiles, SIDE);
+    Tile tile = tile_of(tiles, SIDE, blockIdx.x);
     int head = blockIdx.y, key_head = head / (heads / keys);
     int i = threadIdx.x / SIDE, j = threadIdx.x % SIDE;
     fill(q_rows, q, tile.first, tile.rows, heads, head, dim);
@@ -106,7 +106,7 @@ __device__ inline void backward_queries(T* dq, const T* q, const T* k, const T* 
     DYNAMIC_SHARED(float, shared);
     int size = SIDE * (dim + 1);
     float *q_rows = shared, *k_rows = q_rows + size, *v_rows = k_rows + size, *d_rows = v_rows + size, *dscores = d_rows + size;
-    Tile tile = tile_of(tiles, SIDE);
+    Tile tile = tile_of(tiles, SIDE, blockIdx.x);
     int head = blockIdx.y, key_head = head / (heads / keys);
     int i = threadIdx.x / SIDE, j = threadIdx.x % SIDE;
     fill(q_rows, q, tile.first, tile.rows, heads, head, dim);
@@ -138,7 +138,7 @@ __device__ inline void backward_keys(T* dk, T* dv, const T* q, const T* k, const
     int size = SIDE * (dim + 1);
     float *q_rows = shared, *k_rows = q_rows + size, *v_rows = k_rows + size, *d_rows = v_rows + size;
     float *weights = d_rows + size, *dscores = weights + SIDE * SIDE;
-    Tile tile = tile_of(tiles, SIDE);
+    Tile tile = tile_of(tiles, SIDE, blockIdx.x);
     int key_head = blockIdx.y, group = heads / keys;
     int i = threadIdx.x / SIDE, j = threadIdx.x % SIDE;  // key and query
     fill(k_rows, k, tile.first, tile.rows, keys, key_head, dim);

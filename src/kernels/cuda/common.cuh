@@ -13,6 +13,9 @@
 
 // A kernel that Rust launches by name, with at most `threads` threads a block.
 #define KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+// The same, with so few registers that `blocks` of them run on a multiprocessor at a time.
+#define RESIDENT_KERNEL(threads, blocks, name, ...)                                                                     \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 // Shared memory whose size the launch says.
 #define DYNAMIC_SHARED(type, name)                                                                                      \
     extern __shared__ __align__(16) unsigned char dynamic_shared[];                                                     \

@@ -81,6 +81,7 @@ template <auto F> void invoke(void** arguments) { call<F>(F, arguments, indices(
     static void name(__VA_ARGS__);                                                                                       \
     static emulation::Registered registered_##name(#name, threads, &emulation::invoke<&name>, &name);                    \
     static void name(__VA_ARGS__)
+#define RESIDENT_KERNEL(threads, blocks, name, ...) KERNEL(threads, name, __VA_ARGS__)
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(emulation::dynamic_shared())
 
 inline void __syncthreads() { emulation::wait_for_block(); }
@@ -124,6 +125,7 @@ inline __nv_bfloat16 __float2bfloat16(float x) {
     if (x != x) return {0x7fff};
     return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
+inline __half __ushort_as_half(uint16_t bits) { return {bits}; }
 inline float __half2float(__half x) {
     uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13, sign = uint32_t(x.bits & 0x8000) << 16;
     float value = __uint_as_float(magnitude) * __uint_as_float(0x77800000);  // 2^112

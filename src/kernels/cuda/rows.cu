@@ -3,20 +3,23 @@
 
 namespace rows {
 
+// Calls each(column) for the columns of a row that this thread takes, N at a time. A block has one row: nothing is divided.
+template <int N, typename F> __device__ inline void columns(int width, F each) {
+    for (int column = threadIdx.x * N; column < width; column += blockDim.x * N) each(column);
+}
+
 // out[i] = table[ids[i]]; all rows of `width` values.
-template <typename T, int N> __device__ inline void gather(T* out, const T* table, const unsigned* ids, int n, int width) {
-    long long at = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
-    if (at >= static_cast<long long>(n) * width) return;
-    long long row = at / width;
-    store<T, N>(out + at, load<T, N>(table + static_cast<long long>(ids[row]) * width + (at - row * width)));
+template <typename T, int N> __device__ inline void gather(T* out, const T* table, const unsigned* ids, int width) {
+    out += static_cast<long long>(blockIdx.x) * width;
+    table += static_cast<long long>(ids[blockIdx.x]) * width;
+    columns<N>(width, [=](int column) { store<T, N>(out + column, load<T, N>(table + column)); });
 }
 
 // out[ids[i]] = x[i], each row at most once.
-template <typename T> __device__ inline void scatter(T* out, const T* x, const unsigned* ids, int n, int width) {
-    long long at = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (at >= static_cast<long long>(n) * width) return;
-    long long row = at / width;
-    out[static_cast<long long>(ids[row]) * width + (at - row * width)] = x[at];
+template <typename T, int N> __device__ inline void scatter(T* out, const T* x, const unsigned* ids, int width) {
+    out += static_cast<long long>(ids[blockIdx.x]) * width;
+    x += static_cast<long long>(blockIdx.x) * width;
+    columns<N>(width, [=](int column) { store<T, N>(out + column, load<T, N>(x + column)); });
 }
 
 // table[ids[u]] += Σ of the rows x[order[i]] for i from starts[u] to starts[u + 1], in that order. A block takes 128 columns of
@@ -33,20 +36,26 @@ __device__ inline void add_by_id(float* table, const T* x, const unsigned* ids, 
 }
 
 // RoPE of queries and keys in place: elements i and i + half of each head turn by the angle of the row's position. A thread
-// turns one pair; the heads of the queries come first. cos, sin: [positions, half]; sign −1 turns back.
-template <typename T>
-__device__ inline void rope(T* q, T* k, const float* cos, const float* sin, const unsigned* positions, int n, int q_heads, int k_heads,
+// turns N neighbouring pairs; the heads of the queries come first. cos, sin: [positions, half]; sign −1 turns back.
+template <typename T, int N>
+__device__ inline void rope(T* q, T* k, const float* cos, const float* sin, const unsigned* positions, int q_heads, int k_heads,
                             int head_dim, int half, float sign) {
-    long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    int heads = q_heads + k_heads;
-    if (index >= static_cast<long long>(n) * heads * half) return;
-    int i = index % half, head = index / half % heads;
-    long long row = index / half / heads;
-    T* pair = head < q_heads ? q + (row * q_heads + head) * head_dim + i : k + (row * k_heads + (head - q_heads)) * head_dim + i;
-    long long angle = static_cast<long long>(positions[row]) * half + i;
-    float c = cos[angle], s = sign * sin[angle], a = to_float(pair[0]), b = to_float(pair[half]);
-    pair[0] = from_float<T>(a * c - b * s);
-    pair[half] = from_float<T>(b * c + a * s);
+    long long row = blockIdx.x, angles = static_cast<long long>(positions[row]) * half;
+    q += row * q_heads * head_dim;
+    k += row * k_heads * head_dim;
+    columns<N>((q_heads + k_heads) * half, [=](int index) {
+        int head = index / half, i = index - head * half;
+        T* pair = head < q_heads ? q + head * head_dim + i : k + (head - q_heads) * head_dim + i;
+        Run<float, N> c = load<float, N>(cos + angles + i), s = load<float, N>(sin + angles + i);
+        Run<T, N> a = load<T, N>(pair), b = load<T, N>(pair + half);
+        for (int j = 0; j < N; j++) {
+            float x = to_float(a.at[j]), y = to_float(b.at[j]), turn = sign * s.at[j];
+            a.at[j] = from_float<T>(x * c.at[j] - y * turn);
+            b.at[j] = from_float<T>(y * c.at[j] + x * turn);
+        }
+        store<T, N>(pair, a);
+        store<T, N>(pair + half, b);
+    });
 }
 
 // Queries, keys and values out of rows in which they take turns, `count` times; or back, where `join`.
@@ -67,20 +76,22 @@ __device__ inline void fused(T* fused, T* q, T* k, T* v, long long n, int count,
 }  // namespace rows
 
 #define ROWS(T, suffix)                                                                                                       \
-    KERNEL(256, gather_##suffix, T* out, const T* table, const unsigned* ids, int n, int width, int wide) {                    \
-        if (wide) rows::gather<T, WIDE<T>>(out, table, ids, n, width);                                                         \
-        else rows::gather<T, 1>(out, table, ids, n, width);                                                                    \
+    KERNEL(256, gather_##suffix, T* out, const T* table, const unsigned* ids, int width, int wide) {                           \
+        if (wide) rows::gather<T, WIDE<T>>(out, table, ids, width);                                                            \
+        else rows::gather<T, 1>(out, table, ids, width);                                                                       \
     }                                                                                                                          \
-    KERNEL(256, scatter_##suffix, T* out, const T* x, const unsigned* ids, int n, int width) {                                 \
-        rows::scatter(out, x, ids, n, width);                                                                                  \
+    KERNEL(256, scatter_##suffix, T* out, const T* x, const unsigned* ids, int width, int wide) {                              \
+        if (wide) rows::scatter<T, WIDE<T>>(out, x, ids, width);                                                               \
+        else rows::scatter<T, 1>(out, x, ids, width);                                                                          \
     }                                                                                                                          \
     KERNEL(128, add_by_id_##suffix, float* table, const T* x, const unsigned* ids, const unsigned* starts,                     \
            const unsigned* order, int width) {                                                                                 \
         rows::add_by_id(table, x, ids, starts, order, width);                                                                  \
     }                                                                                                                          \
-    KERNEL(256, rope_##suffix, T* q, T* k, const float* cos, const float* sin, const unsigned* positions, int n, int q_heads,  \
-           int k_heads, int head_dim, int half, float sign) {                                                                  \
-        rows::rope(q, k, cos, sin, positions, n, q_heads, k_heads, head_dim, half, sign);                                      \
+    KERNEL(256, rope_##suffix, T* q, T* k, const float* cos, const float* sin, const unsigned* positions, int q_heads,         \
+           int k_heads, int head_dim, int half, float sign, int wide) {                                                        \
+        if (wide) rows::rope<T, 4>(q, k, cos, sin, positions, q_heads, k_heads, head_dim, half, sign);                         \
+        else rows::rope<T, 1>(q, k, cos, sin, positions, q_heads, k_heads, head_dim, half, sign);                              \
     }                                                                                                                          \
     KERNEL(256, fused_##suffix, T* fused, T* q, T* k, T* v, long long n, int count, int q_width, int k_width, int v_width,     \
            int join) {                                                                                                         \

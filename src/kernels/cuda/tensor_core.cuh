@@ -1,4 +1,4 @@
-//! Tensor cores by the warp: products of 16x16 by 16x8 fragments in bf16 with sums in f32, and transposed loads.
+//! Tensor cores by the warp: products of 16x16 by 16x8 fragments in bf16 with sums in f32, and loads of fragments.
 //
 // Fragments are those of PTX's mma.m16n8k16 ("Matrix Fragments for mma.m16n8k16 with floating point type"). With g = lane / 4 and
 // t = lane % 4, a lane holds
@@ -22,6 +22,17 @@ __device__ inline uint32_t pair(float low, float high) {
 
 // Two neighbouring values, from an even place.
 __device__ inline uint32_t pair(const bf16* at) { return *reinterpret_cast<const uint32_t*>(at); }
+
+// 2^x, 0 where that is below the smallest normal number.
+__device__ inline float power_of_two(float x) {
+#ifdef MIXPOOL_EMULATION
+    return exp2f(x);
+#else
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(power) : "f"(x));
+    return power;
+#endif
+}
 
 // c += a b.
 __device__ inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -48,20 +59,28 @@ __device__ inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t 
 #endif
 }
 
-// Four 8x8 matrices from shared memory, transposed: lane l names row l % 8 (16 bytes, aligned) of matrix l / 8 and is given, of
-// each matrix, rows 2t and 2t + 1 at column g.
-__device__ inline void load_transposed(uint32_t (&r)[4], const bf16* row) {
+// Four 8x8 matrices from shared memory: lane l names row l % 8 (16 bytes, aligned) of matrix l / 8 and is given, of each matrix,
+// columns 2t and 2t + 1 of row g; or, TRANSPOSED, rows 2t and 2t + 1 of column g.
+template <bool TRANSPOSED> __device__ inline void load(uint32_t (&r)[4], const bf16* row) {
 #ifdef MIXPOOL_EMULATION
     emulation::Exchange<const bf16*> rows(row);
     int g = emulation::lane() / 4, t = emulation::lane() % 4;
-    for (int m = 0; m < 4; m++) r[m] = rows.of(m * 8 + 2 * t)[g].bits | uint32_t(rows.of(m * 8 + 2 * t + 1)[g].bits) << 16;
+    for (int m = 0; m < 4; m++)
+        r[m] = TRANSPOSED ? rows.of(m * 8 + 2 * t)[g].bits | uint32_t(rows.of(m * 8 + 2 * t + 1)[g].bits) << 16
+                          : rows.of(m * 8 + g)[2 * t].bits | uint32_t(rows.of(m * 8 + g)[2 * t + 1].bits) << 16;
     emulation::Exchange<int> done(0);  // the instruction has read before any lane goes on to write there
 #else
     uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at)
-                 : "memory");
+    if (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(at)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(at)
+                     : "memory");
 #endif
 }
 

@@ -1,24 +1,54 @@
 //! Weighted sums: Σ wᵢ xᵢ over the members of a merge, for one or several candidates in one pass over the members.
 //
-// Each thread owns four neighbouring values: it reads them of every member once (8 or 16 bytes a thread, coalesced) and adds
-// them to the sums of all candidates, in f64 and in the order of the members, each product rounded before it is added: the
-// bits of the CPU's merge. Members may lie in different float types.
+// Each thread owns eight neighbouring values: it reads them of every member once, 16 bytes at a time (the next member's before it
+// computes with this one's, so that reads overlap), and adds them to the sums of all candidates, in f64 and in the order of the
+// members, each product rounded before it is added: the bits of the CPU's merge. Members may lie in different float types.
 #include "common.cuh"
 
 namespace weighted_sum {
 
-constexpr int VALUES = 4;  // of one thread
+constexpr int VALUES = 8;  // of one thread
 enum Type { F32 = 0, BF16 = 1, F16 = 2 };
 
-// Reads `count` values from `at` on.
-template <typename T> __device__ inline void read(double* values, const void* from, long long at, int count, bool aligned) {
-    const T* p = static_cast<const T*>(from) + at;
-    if (aligned && count == VALUES) {
-        Run<T, VALUES> four = load<T, VALUES>(p);
-        for (int i = 0; i < VALUES; i++) values[i] = to_float(four.at[i]);
-    } else {
+// Eight values as they lie in memory; the second half is that of f32.
+struct Piece {
+    Run<uint32_t, 4> halves[2];
+    unsigned type;
+};
+
+template <typename T> __device__ inline float one(const void* from, long long at) { return to_float(static_cast<const T*>(from)[at]); }
+
+// Reads `count` values from `at` on: whole pieces that are aligned as they are, others as f32.
+__device__ inline Piece read(long long member, unsigned type, long long at, int count) {
+    const void* from = reinterpret_cast<const void*>(member);
+    Piece piece;
+    piece.type = type;
+    if (count == VALUES && member % 16 == 0) {
+        const uint32_t* words = static_cast<const uint32_t*>(from) + (type == F32 ? at : at / 2);
+        piece.halves[0] = load<uint32_t, 4>(words);
+        if (type == F32) piece.halves[1] = load<uint32_t, 4>(words + 4);
+        return piece;
+    }
+    piece.type = F32;
 #pragma unroll
-        for (int i = 0; i < VALUES; i++) values[i] = i < count ? to_float(p[i]) : 0.0f;
+    for (int i = 0; i < VALUES; i++) {
+        float value = 0.0f;
+        if (i < count) value = type == F32 ? one<float>(from, at + i) : type == BF16 ? one<bf16>(from, at + i) : one<f16>(from, at + i);
+        piece.halves[i / 4].at[i % 4] = __float_as_uint(value);
+    }
+    return piece;
+}
+
+__device__ inline void widen(double (&values)[VALUES], const Piece& piece) {
+    if (piece.type == F32) {
+        for (int i = 0; i < VALUES; i++) values[i] = __uint_as_float(piece.halves[i / 4].at[i % 4]);
+    } else {
+        for (int i = 0; i < VALUES; i++) {
+            uint32_t word = piece.halves[0].at[i / 2];
+            uint16_t bits = i % 2 ? word >> 16 : word;
+            if (piece.type == BF16) values[i] = __uint_as_float(static_cast<uint32_t>(bits) << 16);
+            else values[i] = to_float(__ushort_as_half(bits));
+        }
     }
 }
 
@@ -33,14 +63,12 @@ __device__ inline void sum(const long long* outs, const long long* members, cons
 #pragma unroll
     for (int c = 0; c < CANDIDATES; c++)
         for (int i = 0; i < VALUES; i++) sums[c][i] = -0.0;
+    Piece next = read(members[0], types[0], at, count);
     for (int member = 0; member < k; member++) {
+        Piece piece = next;
+        if (member + 1 < k) next = read(members[member + 1], types[member + 1], at, count);
         double values[VALUES];
-        const void* from = reinterpret_cast<const void*>(members[member]);
-        int size = types[member] == F32 ? 4 : 2;
-        bool aligned = members[member] % (size * VALUES) == 0;
-        if (types[member] == F32) read<float>(values, from, at, count, aligned);
-        else if (types[member] == BF16) read<bf16>(values, from, at, count, aligned);
-        else read<f16>(values, from, at, count, aligned);
+        widen(values, piece);
 #pragma unroll
         for (int c = 0; c < CANDIDATES; c++) {
             double weight = weights[c * k + member];
@@ -51,14 +79,17 @@ __device__ inline void sum(const long long* outs, const long long* members, cons
 #pragma unroll
     for (int c = 0; c < CANDIDATES; c++) {
         T* out = reinterpret_cast<T*>(outs[c]) + at;
-        Run<T, VALUES> rounded;
-        for (int i = 0; i < VALUES; i++) rounded.at[i] = from_float<T>(static_cast<float>(sums[c][i]));
-        if (count == VALUES && outs[c] % sizeof(rounded) == 0) {
-            store<T, VALUES>(out, rounded);
+        if (count == VALUES && outs[c] % 16 == 0) {
+#pragma unroll
+            for (int i = 0; i < VALUES; i += WIDE<T>) {
+                Run<T, WIDE<T>> rounded;
+                for (int j = 0; j < WIDE<T>; j++) rounded.at[j] = from_float<T>(static_cast<float>(sums[c][i + j]));
+                store<T, WIDE<T>>(out + i, rounded);
+            }
         } else {
 #pragma unroll
             for (int i = 0; i < VALUES; i++)
-                if (i < count) out[i] = rounded.at[i];
+                if (i < count) out[i] = from_float<T>(static_cast<float>(sums[c][i]));
         }
     }
 }

@@ -37,7 +37,7 @@ impl Attention {
         Ok(Self { path, heads, places: places(lengths, q.device())? })
     }
 
-    /// Bytes of shared memory for some tiles of rows that pass by.
+    /// A grid with shared memory for so many tiles and scores of the plain path, or rows of the other.
     fn grid(&self, heads: usize, plain: [usize; 2], tiled_rows: usize) -> Result<Grid> {
         let dim = self.heads.dim;
         let (tiles, threads, shared) = match self.path {
@@ -80,7 +80,7 @@ pub(in crate::kernels) fn attention(
     let lse = empty((q.dim(0)?, heads.queries), DType::F32, q.device())?;
     let mut arguments = vec![write(&out)?, write(&lse)?, read(q)?, read(k)?, read(v)?];
     arguments.extend(attention.geometry()?);
-    let grid = attention.grid(heads.queries, [3, 2], 2 * 64)?;
+    let grid = attention.grid(heads.queries, [3, 2], 4 * 64)?;
     launch(q.device(), &attention.kernel("", q)?, grid, &arguments)?;
     Ok((out, lse))
 }
@@ -98,28 +98,30 @@ pub(in crate::kernels) fn attention_backward(
     dout: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let attention = Attention::new(heads, lengths, q)?;
-    let rows = q.dim(0)? * heads.queries;
-    let delta = empty(rows, DType::F32, q.device())?;
-    launch(
-        q.device(),
-        &typed("attention_deltas", q)?,
-        Grid::over(rows * 32, 128),
-        &[write(&delta)?, read(out)?, read(dout)?, int(rows)?, int(heads.dim)?],
-    )?;
-    let operands = [read(q)?, read(k)?, read(v)?, read(dout)?, read(lse)?, read(&delta)?];
-    let run = |part: &str, results: &[&Tensor], grid: Grid| {
+    let run = |part: &str, results: &[&Tensor], operands: &[&Tensor], grid: Grid| {
         let mut arguments = results.iter().map(|result| write(result)).collect::<Result<Vec<_>>>()?;
-        arguments.extend(operands);
+        arguments.extend(operands.iter().map(|operand| read(operand)).collect::<Result<Vec<_>>>()?);
         arguments.extend(attention.geometry()?);
         launch(q.device(), &attention.kernel(part, q)?, grid, &arguments)
     };
     let wide = heads.dim == 64; // tiles that pass by are half as long for 128, which takes twice the registers
-    let dq = empty_like(q.shape(), q)?;
-    run("_queries", &[&dq], attention.grid(heads.queries, [4, 1], 2 * if wide { 64 } else { 32 })?)?;
-    let (dk, dv) = (empty_like(k.shape(), k)?, empty_like(v.shape(), v)?);
+    let rows = q.dim(0)? * heads.queries;
+    let delta = empty(rows, DType::F32, q.device())?;
+    let (dq, dk, dv) = (empty_like(q.shape(), q)?, empty_like(k.shape(), k)?, empty_like(v.shape(), v)?);
+    let grid = attention.grid(heads.queries, [4, 1], 4 * if wide { 64 } else { 32 })?;
+    match attention.path {
+        Path::Plain => {
+            let arguments = [write(&delta)?, read(out)?, read(dout)?, int(rows)?, int(heads.dim)?];
+            launch(q.device(), &typed("attention_deltas", q)?, Grid::over(rows * 32, 128), &arguments)?;
+            run("_queries", &[&dq], &[q, k, v, dout, lse, &delta], grid)?;
+        }
+        Path::Tiles => run("_queries", &[&dq, &delta], &[q, k, v, out, dout, lse], grid)?,
+    }
     let passing = if wide { 32 } else { 16 };
-    let mut grid = attention.grid(heads.keys, [4, 2], 2 * 64 + 2 * passing)?;
-    grid.shared += 2 * 4 * passing as u32; // log-sum-exp and delta of the queries that pass by
-    run("_keys", &[&dk, &dv], grid)?;
+    let mut grid = attention.grid(heads.keys, [4, 2], 2 * 64 + 4 * passing)?;
+    if attention.path == Path::Tiles {
+        grid.shared += 4 * 4 * passing as u32; // log-sum-exp and delta of the queries that pass by, two stages
+    }
+    run("_keys", &[&dk, &dv], &[q, k, v, dout, lse, &delta], grid)?;
     Ok((dq, dk, dv))
 }

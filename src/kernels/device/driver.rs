@@ -1,14 +1,15 @@
-//! Driver: what NVIDIA's driver says of its GPUs, whether it takes our kernels, and copies that run beside them.
+//! Driver: what NVIDIA's driver says of GPUs, whether it takes our kernels; copies beside them, or not waited for.
 #![allow(unsafe_code)] // attributes of the allocator, pinned memory, copies by address
 
 use super::choice::{DeviceChoice, DeviceMemory};
 use crate::error::{Error, Result};
-use candle_core::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::sys::{self, CUmemPool_attribute, CUresult};
+use candle_core::cuda_backend::CudaStorageSlice;
+use candle_core::cuda_backend::cudarc::driver::sys::{self, CUevent_flags, CUmemPool_attribute, CUresult};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaContext, CudaEvent, CudaStream, DriverError, PinnedHostSlice, result,
 };
-use std::sync::Arc;
+use candle_core::{CudaDevice, Storage, Tensor};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The oldest generation with bf16 in its matrix units: Ampere.
 const OLDEST: (i32, i32) = (8, 0);
@@ -157,5 +158,72 @@ impl Copier {
 impl Drop for Copier {
     fn drop(&mut self) {
         let _ = self.copies.synchronize(); // before the buffers go
+    }
+}
+
+/// Pinned memory that values are copied back to, used again and again: making it takes long.
+static PINNED: Mutex<Vec<PinnedHostSlice<f64>>> = Mutex::new(Vec::new());
+/// Values of the shortest of them.
+const SHORTEST: usize = 1 << 14;
+
+/// Values that are copied back when the device gets there.
+pub(super) struct ReadBack {
+    buffer: Option<PinnedHostSlice<f64>>, // knows when it was last written; none once it was given back
+    length: usize,
+}
+
+impl ReadBack {
+    /// Queues the copy of a vector of f64.
+    pub(super) fn of(vector: &Tensor) -> Result<Self> {
+        let (storage, layout) = vector.storage_and_layout();
+        let (Storage::Cuda(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+            return Err(super::super::unsupported("a contiguous vector on a GPU"));
+        };
+        let CudaStorageSlice::F64(values) = &storage.slice else { return Err(super::super::unsupported("f64")) };
+        let stream = storage.device.cuda_stream();
+        let length = end - start;
+        let mut buffer = pinned(stream.context(), length)?;
+        stream.memcpy_dtoh(&values.slice(start..end), &mut buffer).map_err(failed)?;
+        Ok(Self { buffer: Some(buffer), length })
+    }
+
+    /// Waits for the values and adds them at the end of others.
+    pub(super) fn add_to(self, values: &mut Vec<f64>) -> Result<()> {
+        if let Some(buffer) = &self.buffer {
+            values.extend(&buffer.as_slice().map_err(failed)?[..self.length]);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ReadBack {
+    fn drop(&mut self) {
+        PINNED.lock().unwrap_or_else(PoisonError::into_inner).extend(self.buffer.take());
+    }
+}
+
+/// Pinned memory for at least so many values. A copy to it waits for those before it.
+fn pinned(context: &Arc<CudaContext>, length: usize) -> Result<PinnedHostSlice<f64>> {
+    let mut free = PINNED.lock().unwrap_or_else(PoisonError::into_inner);
+    let fits = |buffer: &PinnedHostSlice<f64>| buffer.len() >= length && buffer.context() == context;
+    if let Some(index) = free.iter().position(fits) {
+        return Ok(free.swap_remove(index));
+    }
+    // SAFETY: only what was copied is read. Plain pinned memory, as it is read.
+    unsafe { context.alloc_pinned_with_flags(length.next_power_of_two().max(SHORTEST), 0) }.map_err(failed)
+}
+
+/// A place in a device's queue whose time is taken.
+pub(super) struct Event(CudaEvent);
+
+impl Event {
+    /// At the end of the queue.
+    pub(super) fn record(device: &CudaDevice) -> Result<Self> {
+        device.cuda_stream().record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map(Self).map_err(failed)
+    }
+
+    /// The seconds since an earlier one.
+    pub(super) fn seconds_since(&self, earlier: &Self) -> Result<f64> {
+        Ok(f64::from(earlier.0.elapsed_ms(&self.0).map_err(failed)?) / 1000.0)
     }
 }

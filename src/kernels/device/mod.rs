@@ -19,6 +19,7 @@ mod elementwise;
 mod emulated;
 mod gemm;
 mod inner_product;
+mod later;
 mod norm;
 mod places;
 mod rows;
@@ -34,6 +35,7 @@ pub(crate) use cross_entropy::{add_sum, cross_entropy, cross_entropy_backward, l
 pub(super) use elementwise::{add, fill_zero, gelu, swiglu, swiglu_backward};
 pub(super) use gemm::{Operand, gemm, product};
 pub(super) use inner_product::{Rows, add_inner_products};
+pub use later::{Later, Mark};
 pub(super) use norm::{NormKind, column_sums, norm, norm_backward};
 pub(super) use rows::{add_by_id, gather, join_fused, rope, scatter, split_fused, table};
 pub use streamed::{Source, StreamedSums};

@@ -10,22 +10,29 @@ const THREADS: usize = 256;
 /// Threads of the kernel that adds rows up by id.
 const COLUMNS: usize = 128;
 
+/// A block for each of `rows`, whose threads take so many values at a time, and whether that is `per_thread`: where every row and every
+/// address allow it.
+fn row_grid(rows: usize, width: usize, per_thread: usize, period: usize, addresses: &[Argument]) -> (Grid, Argument) {
+    let aligned = |argument: &Argument| !matches!(argument, Argument::Address(address) if address % 16 != 0);
+    let wide = period.is_multiple_of(per_thread) && addresses.iter().all(aligned);
+    let threads = if wide { width / per_thread } else { width };
+    let grid = Grid::new([rows, 1, 1], threads.next_multiple_of(32).clamp(32, THREADS));
+    (grid, Argument::Int(i32::from(wide)))
+}
+
+/// Values of 16 bytes.
+fn widest(tensor: &Tensor) -> usize {
+    16 / tensor.dtype().size_in_bytes()
+}
+
 /// The rows of `table` with these ids: `[ids, width]`.
 pub(in crate::kernels) fn gather(table: &Tensor, ids: Vec<u32>) -> Result<Tensor> {
     let (n, width) = (ids.len(), table.dim(1)?);
     let out = empty_like((n, width), table)?;
     let ids = upload(ids, table.device())?;
-    let per_thread = 16 / table.dtype().size_in_bytes();
     let (out_at, table_at) = (write(&out)?, read(table)?);
-    let aligned = |argument| !matches!(argument, Argument::Address(address) if address % 16 != 0);
-    let wide = width.is_multiple_of(per_thread) && aligned(out_at) && aligned(table_at);
-    let threads = if wide { n * width / per_thread } else { n * width };
-    launch(
-        table.device(),
-        &typed("gather", table)?,
-        Grid::over(threads, THREADS),
-        &[out_at, table_at, read(&ids)?, int(n)?, int(width)?, Argument::Int(i32::from(wide))],
-    )?;
+    let (grid, wide) = row_grid(n, width, widest(table), width, &[out_at, table_at]);
+    launch(table.device(), &typed("gather", table)?, grid, &[out_at, table_at, read(&ids)?, int(width)?, wide])?;
     Ok(out)
 }
 
@@ -34,12 +41,9 @@ pub(in crate::kernels) fn scatter(x: &Tensor, ids: Vec<u32>, n: usize) -> Result
     let (rows, width) = x.dims2()?;
     let out = Tensor::zeros((n, width), x.dtype(), x.device())?;
     let ids = upload(ids, x.device())?;
-    launch(
-        x.device(),
-        &typed("scatter", x)?,
-        Grid::over(rows * width, THREADS),
-        &[write(&out)?, read(x)?, read(&ids)?, int(rows)?, int(width)?],
-    )?;
+    let (out_at, x_at) = (write(&out)?, read(x)?);
+    let (grid, wide) = row_grid(rows, width, widest(x), width, &[out_at, x_at]);
+    launch(x.device(), &typed("scatter", x)?, grid, &[out_at, x_at, read(&ids)?, int(width)?, wide])?;
     Ok(out)
 }
 
@@ -89,22 +93,27 @@ pub(in crate::kernels) fn rope(
     let (q_heads, k_heads) = (heads(q)?, k.map_or(Ok(0), heads)?);
     let (cos, sin) = table.placed(q.device())?;
     let places = places(lengths, q.device())?;
+    let (q_at, k_at, cos_at, sin_at) = (write(q)?, k.map_or(Ok(NULL), write)?, read(&cos)?, read(&sin)?);
+    let pairs = (q_heads + k_heads) * table.half;
+    // Four pairs a thread, 16 bytes of cosines, where heads and what turns of them are multiples of that.
+    let period = if table.head_dim.is_multiple_of(4) { table.half } else { 1 };
+    let (grid, wide) = row_grid(n, pairs, 4, period, &[q_at, k_at, cos_at, sin_at]);
     launch(
         q.device(),
         &typed("rope", q)?,
-        Grid::over(n * (q_heads + k_heads) * table.half, THREADS),
+        grid,
         &[
-            write(q)?,
-            k.map_or(Ok(NULL), write)?,
-            read(&cos)?,
-            read(&sin)?,
+            q_at,
+            k_at,
+            cos_at,
+            sin_at,
             read(&places.positions)?,
-            int(n)?,
             int(q_heads)?,
             int(k_heads)?,
             int(table.head_dim)?,
             int(table.half)?,
             Argument::Float(if inverse { -1.0 } else { 1.0 }),
+            wide,
         ],
     )
 }

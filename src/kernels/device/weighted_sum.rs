@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use candle_core::{DType, Tensor};
 
 /// Neighbouring values that one thread sums.
-const VALUES: usize = 4;
+const VALUES: usize = 8;
 const THREADS: usize = 256;
 
 /// Writes Σ `weights[c][i] · members[i]` over `outs[c]` for every candidate c.
