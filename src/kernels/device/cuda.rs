@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 /// All kernels, compiled by build.rs; the driver compiles them for the GPU at hand and keeps the result on disk.
-pub(super) const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+pub(super) static KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 /// Bytes of shared memory that a block has without asking for more.
 const SHARED: u32 = 48 << 10;
 /// Values of one piece of an upload: 64 KiB.
