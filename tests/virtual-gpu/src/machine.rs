@@ -15,6 +15,7 @@ use crate::tally::Tally;
 use crate::work::{Source, Work};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// Bytes up to which a copy from pageable memory is taken along with its command.
 pub const STAGED: usize = 64 << 10;
@@ -79,6 +80,8 @@ pub struct Machine {
     pub blas: BTreeMap<u64, Handle>,
     /// Handles of cuRAND.
     pub generators: BTreeSet<u64>,
+    /// When timed events were passed.
+    pub stamps: BTreeMap<u64, Instant>,
     allocations: BTreeMap<u64, Allocation>,
     pinned: BTreeMap<usize, usize>, // bytes by address
     handles: u64,
@@ -104,6 +107,7 @@ impl Machine {
             tally: Tally::default(),
             blas: BTreeMap::new(),
             generators: BTreeSet::new(),
+            stamps: BTreeMap::new(),
             allocations: BTreeMap::new(),
             pinned: BTreeMap::new(),
             handles: 0,
@@ -192,8 +196,10 @@ impl Machine {
         if self.gpus[device].fault.is_some() {
             return; // nothing runs after a fault
         }
-        if let Work::Free(address) = work {
-            self.allocations.remove(&address);
+        match work {
+            Work::Free(address) => drop(self.allocations.remove(&address)),
+            Work::Stamp(event) => drop(self.stamps.insert(event, Instant::now())),
+            _ => {}
         }
         let done = self.fetched(device, work).and_then(|work| {
             self.tally.count(&work);

@@ -22,6 +22,8 @@ pub struct Event {
     pub device: usize,
     /// The place recorded last; none before the first time.
     pub point: Option<Point>,
+    /// Whether it takes the time when it is passed.
+    pub timed: bool,
 }
 
 /// Streams and events.
@@ -85,8 +87,8 @@ impl<W> Queues<W> {
     }
 
     /// A new event.
-    pub fn create(&mut self, event: u64, device: usize) {
-        self.events.insert(event, Event { device, point: None });
+    pub fn create(&mut self, event: u64, device: usize, timed: bool) {
+        self.events.insert(event, Event { device, point: None, timed });
     }
 
     /// Ends all streams and events of a device.
@@ -192,7 +194,7 @@ mod tests {
         let mut queues = Queues::default();
         queues.open(1, 0);
         queues.open(2, 0);
-        queues.create(9, 0);
+        queues.create(9, 0, false);
         queues
     }
 

@@ -46,7 +46,7 @@ impl Tally {
             Work::Copy { from: (_, bytes), bytes: Some(_), .. } => ("copy between devices", *bytes),
             Work::Fill { bytes, .. } => ("fill", *bytes),
             Work::Product(product) => return self.product(product),
-            Work::Kernel(_) | Work::Free(_) => return,
+            Work::Kernel(_) | Work::Free(_) | Work::Stamp(_) => return,
         };
         let copies = self.copies.entry(name).or_default();
         copies.count += 1;

@@ -52,6 +52,8 @@ pub enum Work {
     Free(u64),
     /// A matrix product.
     Product(Product),
+    /// The time taken for an event.
+    Stamp(u64),
 }
 
 /// A kernel with its arguments.
@@ -151,6 +153,7 @@ impl Work {
                 freed.then_some(()).ok_or_else(|| Fault::new(format!("memory at {address:#x} was given back twice")))
             }
             Self::Product(product) => product.run(memory),
+            Self::Stamp(_) => Ok(()), // the machine's affair
         }
     }
 }

@@ -8,8 +8,8 @@ use virtual_gpu::driver::copies::{cuMemcpyDtoHAsync_v2, cuMemcpyHtoDAsync_v2, cu
 use virtual_gpu::driver::device::{cuDeviceGet, cuDeviceGetAttribute, cuInit};
 use virtual_gpu::driver::memory::{cuMemAlloc_v2, cuMemAllocAsync, cuMemFreeAsync, cuMemFreeHost, cuMemHostAlloc};
 use virtual_gpu::driver::streams::{
-    cuEventCreate, cuEventDestroy_v2, cuEventQuery, cuEventRecord, cuEventSynchronize, cuStreamCreate,
-    cuStreamDestroy_v2, cuStreamSynchronize, cuStreamWaitEvent,
+    cuEventCreate, cuEventDestroy_v2, cuEventElapsedTime_v2, cuEventQuery, cuEventRecord, cuEventSynchronize,
+    cuStreamCreate, cuStreamDestroy_v2, cuStreamSynchronize, cuStreamWaitEvent,
 };
 
 const INVALID_VALUE: i32 = 1;
@@ -120,4 +120,24 @@ fn products_are_checked_before_they_are_queued() {
     assert_eq!(gemm(handle, 2, address + 16, 1, 68), 15); // f64
     assert_eq!(gemm(handle + 1, 2, address, 0, 68), 1);
     assert_eq!((cublasDestroy_v2(handle), cublasDestroy_v2(handle)), (0, 1));
+}
+
+#[test]
+fn events_that_tell_the_time_do_so_when_they_were_passed() {
+    let stream = stream();
+    let address = room(1 << 20, stream);
+    let events = [0, 0, 2].map(|flags| {
+        let mut event = 0;
+        assert_eq!(unsafe { cuEventCreate(&raw mut event, flags) }, 0);
+        assert_eq!(cuEventRecord(event, stream), 0);
+        assert_eq!(cuMemsetD8Async(address, 1, 1 << 20, stream), 0);
+        event
+    });
+    let mut time = -1.0;
+    let mut between = |first, second| unsafe { cuEventElapsedTime_v2(&raw mut time, first, second) };
+    assert_eq!(between(events[0], events[1]), NOT_READY);
+    assert_eq!(cuStreamSynchronize(stream), 0);
+    assert_eq!(between(events[0], events[2]), INVALID_HANDLE); // it was made without
+    assert_eq!(between(events[0], events[1]), 0);
+    assert!(time > 0.0);
 }

@@ -17,7 +17,7 @@ fn machine(schedule: Schedule) -> Machine {
     machine.queues.open(COMPUTE, 0);
     machine.queues.open(COPIES, 0);
     machine.queues.open(OTHER, 1);
-    machine.queues.create(EVENT, 0);
+    machine.queues.create(EVENT, 0, false);
     machine
 }
 

@@ -2,8 +2,11 @@
 
 use super::status::Status;
 use super::{call_on_device, put, stream_of};
+use crate::work::Work;
 use std::ffi::{c_int, c_uint};
 
+/// An event that does not tell the time.
+const DISABLE_TIMING: c_uint = 2;
 /// A stream that does not wait for the default one.
 const NON_BLOCKING: c_uint = 1;
 
@@ -54,10 +57,10 @@ pub extern "C" fn cuStreamWaitEvent(stream: u64, event: u64, _flags: c_uint) -> 
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuEventCreate(event: *mut u64, _flags: c_uint) -> c_int {
+pub unsafe extern "C" fn cuEventCreate(event: *mut u64, flags: c_uint) -> c_int {
     call_on_device("cuEventCreate", |machine, device| {
         let handle = machine.handle();
-        machine.queues.create(handle, device);
+        machine.queues.create(handle, device, flags & DISABLE_TIMING == 0);
         unsafe { put(event, handle) }
     })
 }
@@ -65,6 +68,7 @@ pub unsafe extern "C" fn cuEventCreate(event: *mut u64, _flags: c_uint) -> c_int
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventDestroy_v2(event: u64) -> c_int {
     call_on_device("cuEventDestroy_v2", |machine, _| {
+        machine.stamps.remove(&event);
         machine.queues.destroy(event).then_some(()).ok_or(Status::INVALID_HANDLE)
     })
 }
@@ -76,6 +80,10 @@ pub extern "C" fn cuEventRecord(event: u64, stream: u64) -> c_int {
         let of = machine.queues.event(event).ok_or(Status::INVALID_HANDLE)?;
         if of.device != device {
             return Err(Status::INVALID_HANDLE);
+        }
+        if of.timed {
+            machine.stamps.remove(&event);
+            machine.push(stream, Work::Stamp(event));
         }
         machine.queues.record(event, stream);
         Ok(())
@@ -102,5 +110,21 @@ pub extern "C" fn cuEventQuery(event: u64) -> c_int {
         machine.one(point); // so that who asks again and again comes to an end
         machine.gpus[device].fault.map_or(Ok(()), Err)?;
         if reached { Ok(()) } else { Err(Status::NOT_READY) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventElapsedTime_v2(milliseconds: *mut f32, start: u64, end: u64) -> c_int {
+    call_on_device("cuEventElapsedTime_v2", |machine, _| {
+        let moments = [start, end].map(|event| {
+            let known = machine.queues.event(event).filter(|event| event.timed && event.point.is_some());
+            known.ok_or(Status::INVALID_HANDLE)?;
+            machine.stamps.get(&event).copied().ok_or(Status::NOT_READY)
+        });
+        let [start, end] = moments;
+        let (start, end) = (start?, end?);
+        let seconds =
+            end.saturating_duration_since(start).as_secs_f32() - start.saturating_duration_since(end).as_secs_f32();
+        unsafe { put(milliseconds, 1000.0 * seconds) }
     })
 }
