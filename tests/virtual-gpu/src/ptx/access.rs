@@ -1,5 +1,6 @@
 //! Accesses of a warp to memory: where each lane reads and writes, whether it may, what it costs.
 
+use super::copies::Pending;
 use super::moves::{LOCAL_WINDOW, SHARED_WINDOW, WINDOW};
 use super::registers::{LANES, Mask, Registers, Slot, each, lanes};
 use super::shared::{Moment, Shared, Trouble};
@@ -21,6 +22,8 @@ pub(super) struct Device<'a> {
     /// Local memory of one thread after another, so many bytes each.
     pub(super) local: Vec<u8>,
     pub(super) local_size: usize,
+    /// Copies that were begun and not waited for.
+    pub(super) copies: Vec<Pending>,
     pub(super) arguments: &'a [u8],
     pub(super) counts: Counts,
     /// By step.
@@ -38,25 +41,25 @@ pub(super) struct Party {
 }
 
 impl Party {
-    fn moment(self, lane: usize) -> Moment {
+    pub(super) fn moment(self, lane: usize) -> Moment {
         Moment { thread: self.first_thread + lane as u32, order: self.order }
     }
 }
 
 /// One address in the space it belongs to.
 #[derive(Clone, Copy)]
-enum Place {
+pub(super) enum Place {
     Global(u64),
     Shared(u64),
     Local(u64),
 }
 
-fn addresses(address: Address, registers: &Registers) -> [u64; LANES] {
+pub(super) fn addresses(address: Address, registers: &Registers) -> [u64; LANES] {
     let base = address.base.map_or([0; LANES], |slot| registers.bits(slot));
     each(&base, |base: u64| base.wrapping_add(address.offset as u64))
 }
 
-fn place(space: Space, address: u64) -> Result<Place, String> {
+pub(super) fn place(space: Space, address: u64) -> Result<Place, String> {
     let window = |start: u64| (start..start + WINDOW).contains(&address);
     Ok(match space {
         Space::Shared => Place::Shared(address & 0xFFFF_FFFF),
@@ -86,7 +89,7 @@ fn bits(bytes: &[u8], is_signed: bool) -> u64 {
 impl Device<'_> {
     /// Bytes at a place that one lane may touch in this way; `new` is what it will write.
     #[inline]
-    fn touch(
+    pub(super) fn touch(
         &mut self,
         place: Place,
         width: usize,
@@ -122,7 +125,7 @@ impl Device<'_> {
     }
 
     /// Counts what one instruction moved.
-    fn count(&mut self, global: &Addresses, shared: &Addresses, width: usize, access: Access, step: usize) {
+    pub(super) fn count(&mut self, global: &Addresses, shared: &Addresses, width: usize, access: Access, step: usize) {
         if !global.is_empty() {
             let traffic = global.sectors(width);
             *(if access == Access::Read { &mut self.counts.loads } else { &mut self.counts.stores }) += traffic;
@@ -262,7 +265,7 @@ impl Device<'_> {
     }
 }
 
-fn note(place: Place, lane: usize, global: &mut Addresses, shared: &mut Addresses) {
+pub(super) fn note(place: Place, lane: usize, global: &mut Addresses, shared: &mut Addresses) {
     match place {
         Place::Global(address) => global.push(lane, address),
         Place::Shared(at) => shared.push(lane, at),

@@ -4,6 +4,7 @@ mod access;
 mod approximate;
 mod compare;
 mod convert;
+mod copies;
 mod exchange;
 mod float;
 mod integer;

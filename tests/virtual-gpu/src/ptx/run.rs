@@ -28,6 +28,7 @@ pub(super) fn run(
         shared: Shared::new(program.static_shared + launch.dynamic_shared as usize, program.granule),
         local: vec![0xFF; program.local * threads as usize],
         local_size: program.local,
+        copies: Vec::new(),
         arguments: launch.parameters,
         counts: Counts { launches: 1, blocks, threads: blocks * u64::from(threads), ..Counts::default() },
         traffic: vec![Traffic::default(); program.steps.len()],
@@ -39,6 +40,7 @@ pub(super) fn run(
         begin(program, &mut warps, index);
         device.order.begin(block);
         device.shared.begin();
+        device.copies.clear();
         let failed = |warp: &Warp, (lane, what): Failed| {
             let (step, thread) = warp.place(lane);
             let line = program.steps.get(step).map_or(0, |step| step.line);

@@ -130,6 +130,13 @@ impl Shared {
         })
     }
 
+    /// Bytes that `touch` allowed to write hold nothing until they are written again.
+    pub(super) fn forget(&mut self, at: u64, width: usize) {
+        let range = at as usize..at as usize + width;
+        self.touched[range.start / self.granule..range.end / self.granule].fill(Touched::default());
+        self.bytes[range].fill(0xFF);
+    }
+
     /// Bytes that `touch` allowed.
     pub(super) fn bytes(&mut self, at: u64, width: usize) -> &mut [u8] {
         &mut self.bytes[at as usize..at as usize + width]

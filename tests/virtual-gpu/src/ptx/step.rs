@@ -38,6 +38,10 @@ pub(super) enum Action {
         from: Address,
         transposed: bool,
     },
+    /// Begins to copy to shared memory.
+    CopyAsync(CopyAsync),
+    /// Waits for the copies that this thread began.
+    WaitAsync,
     /// Is not known, for this reason: a fault where it is executed.
     Unknown(String),
 }
@@ -58,6 +62,16 @@ pub(super) struct Transfer {
     pub(super) width: usize,
     pub(super) is_signed: bool,
     pub(super) registers: Vec<Slot>,
+}
+
+/// A copy from device to shared memory that is there when its thread has waited.
+pub(super) struct CopyAsync {
+    pub(super) to: Address,
+    pub(super) from: Address,
+    /// Bytes that are written: 4, 8 or 16.
+    pub(super) width: usize,
+    /// How many of them are read, the others being zeros; all where nothing is said.
+    pub(super) length: Option<Slot>,
 }
 
 /// An atomic instruction on values of 2, 4 or 8 bytes.
@@ -149,6 +163,7 @@ fn memory(parts: &[&str], it: &mut Decoder<'_>) -> Result<Option<Action>, String
         "ld" | "ldu" => Ok(Some(Action::Load(transfer(parts, address(it, 1)?, 0, it)?))),
         "st" if !parts.contains(&"param") => Ok(Some(Action::Store(transfer(parts, address(it, 0)?, 1, it)?))),
         "atom" => atomic(parts, address(it, 1)?, it).map(Some),
+        "cp" => copy_async(parts, address(it, 0), address(it, 1), it),
         "ldmatrix" => {
             let count = match parts {
                 ["ldmatrix", "sync", "aligned", "m8n8", count, .., "b16"] => {
@@ -175,6 +190,30 @@ fn transfer(parts: &[&str], address: Address, at: usize, it: &mut Decoder<'_>) -
         return Err(format!("{} registers for {count} values of {width} bytes", registers.len()));
     }
     Ok(Transfer { address, width, is_signed: kind.starts_with('s'), registers })
+}
+
+fn copy_async(
+    parts: &[&str],
+    to: Result<Address, String>,
+    from: Result<Address, String>,
+    it: &mut Decoder<'_>,
+) -> Result<Option<Action>, String> {
+    match parts {
+        ["cp", "async", "wait_all"] => Ok(Some(Action::WaitAsync)),
+        ["cp", "async", "ca" | "cg", "shared", "global"] => {
+            let width = match it.operand(2)? {
+                Operand::Number(width @ (4 | 8 | 16)) => *width as usize,
+                _ => return Err("copies are of 4, 8 or 16 bytes".to_owned()),
+            };
+            if parts[2] == "cg" && width != 16 {
+                return Err("cp.async.cg copies 16 bytes".to_owned());
+            }
+            let length = if it.instruction.operands.len() > 3 { Some(it.source_slot(3, false)?) } else { None };
+            let from = Address { space: Space::Global, ..from? };
+            Ok(Some(Action::CopyAsync(CopyAsync { to: to?, from, width, length })))
+        }
+        _ => Ok(None),
+    }
 }
 
 fn argument(parts: &[&str], it: &mut Decoder<'_>) -> Result<Action, String> {

@@ -150,6 +150,8 @@ impl Warp {
             Action::Store(transfer) => device.store(transfer, mask, &self.registers, party),
             Action::Argument(transfer) => device.argument(transfer, mask, &mut self.registers),
             Action::Atomic(atomic) => device.atomic(atomic, mask, &mut self.registers, party),
+            Action::CopyAsync(copy) => device.copy_async(copy, mask, &self.registers, party),
+            Action::WaitAsync => device.wait_async(mask, party),
             Action::Fence => {
                 device.order.fence();
                 Ok(())
