@@ -287,7 +287,7 @@ pub(crate) fn a_head_too_wide_is_refused() {
     assert!(refused.contains("260"), "{refused}");
 }
 
-/// Of a gradient that sums over a vocabulary: as many roundings as it has entries, each of half a unit at most. A sixteenth of
+/// Of a gradient that sums over a vocabulary, or is divided by such a sum: as many roundings as it has entries, each of half a unit at most. A sixteenth of
 /// that is what f32 sums from the first entry to the last leave (1e-3 of 524,289, measured); how cuBLAS divides them it does not say.
 fn gathered(vocabulary: usize, tolerance: f64) -> f64 {
     tolerance.max(vocabulary as f64 * f64::from(f32::EPSILON) / 2.0 / 16.0)
@@ -326,7 +326,7 @@ pub(crate) fn log_odds_are_their_twins() {
             let x = (x * 4.0).unwrap();
             let targets = ids(n, vocabulary);
             let what = format!("log-odds of [{n}, {vocabulary}] in {dtype:?}");
-            let tolerance = |result| if result == 1 { gathered(vocabulary, tolerance) } else { tolerance };
+            let tolerance = |result| if result > 0 { gathered(vocabulary, tolerance) } else { tolerance };
             compare_each(&[&x, &w], tolerance, &what, |exec, t| {
                 let dw = zeros(&t[1]);
                 let (outputs, dx) = kernels::log_odds_backward(exec, &t[0], &t[1], &targets, 0.5, &dw)?;
