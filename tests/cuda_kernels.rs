@@ -287,8 +287,9 @@ pub(crate) fn a_head_too_wide_is_refused() {
     assert!(refused.contains("260"), "{refused}");
 }
 
-/// Of a gradient that sums over a vocabulary, or is divided by such a sum: as many roundings as it has entries, each of half a unit at most. A sixteenth of
-/// that is what f32 sums from the first entry to the last leave (1e-3 of 524,289, measured); how cuBLAS divides them it does not say.
+/// Of a gradient that sums over a vocabulary, or is divided by such a sum: as many roundings as it has entries, each of half a
+/// unit at most. A sixteenth of that is what f32 sums from the first entry to the last leave (1e-3 of 524,289, measured); how
+/// cuBLAS divides them it does not say.
 fn gathered(vocabulary: usize, tolerance: f64) -> f64 {
     tolerance.max(vocabulary as f64 * f64::from(f32::EPSILON) / 2.0 / 16.0)
 }
