@@ -73,8 +73,8 @@ pub enum Error {
     /// A device has no room for the smallest piece of the work.
     #[error("{0}")]
     OutOfMemory(String),
-    /// The tensor library refused an operation.
-    #[error("tensor operation failed: {0}")]
+    /// The tensor library refused an operation, or a GPU failed.
+    #[error("{}", said(.0))]
     Tensor(#[from] candle_core::Error),
 }
 
@@ -126,6 +126,23 @@ impl Error {
     }
 }
 
+/// What the tensor library says, without the backtrace that it adds where `RUST_BACKTRACE` asks for one.
+fn said(error: &candle_core::Error) -> String {
+    let mut error = error;
+    while let candle_core::Error::WithBacktrace { inner, .. } = error {
+        error = inner;
+    }
+    let text = error.to_string();
+    let inside = |name| text.strip_prefix(name).and_then(|rest: &str| rest.strip_suffix(')'));
+    if let Some((code, words)) = inside("DriverError(").and_then(|inside| inside.split_once(", ")) {
+        return format!("the GPU failed: {} ({code})", words.trim_matches('"'));
+    }
+    if let Some(code) = inside("CublasError(").or_else(|| inside("CurandError(")) {
+        return format!("the GPU failed: {code}");
+    }
+    format!("tensor operation failed: {text}")
+}
+
 /// The known name closest to a mistyped one, for "did you mean" hints.
 ///
 /// # Examples
@@ -140,4 +157,27 @@ pub fn closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
         .min()
         .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_of_a_gpu_are_said_in_one_line_whatever_they_are_wrapped_in() {
+        let driver = r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#;
+        let wrapped = |text: &str| {
+            let inner = Box::new(candle_core::Error::Msg(text.into()));
+            let backtrace = Box::new(std::backtrace::Backtrace::force_capture());
+            Error::Tensor(candle_core::Error::WithBacktrace { inner, backtrace })
+        };
+        let error = wrapped(driver);
+        assert_eq!(error.to_string(), "the GPU failed: out of memory (CUDA_ERROR_OUT_OF_MEMORY)");
+        assert!(error.is_out_of_memory());
+        assert_eq!(
+            wrapped("CublasError(CUBLAS_STATUS_EXECUTION_FAILED)").to_string(),
+            "the GPU failed: CUBLAS_STATUS_EXECUTION_FAILED"
+        );
+        assert_eq!(wrapped("shapes").to_string(), "tensor operation failed: shapes");
+    }
 }

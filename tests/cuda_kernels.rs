@@ -91,11 +91,22 @@ fn compare(
     what: &str,
     run: impl Fn(Exec, &[Tensor]) -> mixpool::Result<Vec<Tensor>>,
 ) {
+    compare_each(inputs, |_| tolerance, what, run);
+}
+
+/// As [`compare`], with a tolerance for each result.
+#[track_caller]
+fn compare_each(
+    inputs: &[&Tensor],
+    tolerance: impl Fn(usize) -> f64,
+    what: &str,
+    run: impl Fn(Exec, &[Tensor]) -> mixpool::Result<Vec<Tensor>>,
+) {
     let own = || inputs.iter().map(|input| placed(input)).collect::<Vec<_>>();
     let widened: Vec<Tensor> = inputs.iter().map(|input| wide(input).copy().unwrap()).collect();
     let results = run(DEVICE, &own()).unwrap();
     for (index, (got, twin)) in results.iter().zip(run(Exec::Split, &widened).unwrap()).enumerate() {
-        assert_close(got, &twin, tolerance, &format!("{what}, result {index}"));
+        assert_close(got, &twin, tolerance(index), &format!("{what}, result {index}"));
     }
     for (first, second) in results.iter().zip(run(DEVICE, &own()).unwrap()) {
         assert_eq!(bits(&vector(first)), bits(&vector(&second)), "{what}: other bits the second time");
@@ -289,7 +300,8 @@ pub(crate) fn rows_are_their_twins() {
 #[cfg_attr(test, test)]
 pub(crate) fn attention_is_its_twin() {
     let n = LENGTHS.iter().sum();
-    let plain = [(3, 1, 6), (4, 4, 16), (2, 1, 64), (1, 1, 130)];
+    // The widest takes more shared memory than a block has without asking for it.
+    let plain = [(3, 1, 6), (4, 4, 16), (2, 1, 64), (1, 1, 130), (1, 1, 256)];
     let tiles = [(3, 1, 64), (2, 2, 64), (2, 1, 128)];
     let cases = plain.map(|heads| (heads, DType::F32, 4e-6)).into_iter();
     let cases = cases.chain(plain.into_iter().chain(tiles).map(|heads| (heads, DType::BF16, 2.0 * BF16)));
@@ -331,6 +343,13 @@ pub(crate) fn a_head_too_wide_is_refused() {
     assert!(refused.contains("260"), "{refused}");
 }
 
+/// Of a gradient that sums over a vocabulary, or is divided by such a sum: as many roundings as it has entries, each of half a
+/// unit at most. A sixteenth of that is what f32 sums from the first entry to the last leave (1e-3 of 524,289, measured); how
+/// cuBLAS divides them it does not say.
+fn gathered(vocabulary: usize, tolerance: f64) -> f64 {
+    tolerance.max(vocabulary as f64 * f64::from(f32::EPSILON) / 2.0 / 16.0)
+}
+
 #[cfg_attr(test, test)]
 pub(crate) fn cross_entropy_is_its_twin() {
     // The largest needs two chunks of logits.
@@ -340,7 +359,8 @@ pub(crate) fn cross_entropy_is_its_twin() {
             let (x, w) = (random("x", n, width, dtype), random("w", vocabulary, width, dtype));
             let targets = ids(n, vocabulary);
             let what = format!("cross-entropy of [{n}, {vocabulary}] in {dtype:?}");
-            compare(&[&x, &w], tolerance, &what, |exec, t| {
+            let tolerance = |result| if result == 2 { gathered(vocabulary, tolerance) } else { tolerance };
+            compare_each(&[&x, &w], tolerance, &what, |exec, t| {
                 let losses = |nll: Vec<f64>| flat(nll.into_iter().map(|nll| nll as f32).collect());
                 let dw = zeros(&t[1]);
                 let (nll, dx) = kernels::cross_entropy_backward(exec, &t[0], &t[1], &targets, 0.5, &dw)?;
@@ -362,10 +382,9 @@ pub(crate) fn log_odds_are_their_twins() {
             let (x, w) = (random("x", n, width, dtype), random("w", vocabulary, width, dtype));
             let x = (x * 4.0).unwrap();
             let targets = ids(n, vocabulary);
-            // A gradient that sums over the vocabulary gathers as many roundings as it has entries, of either sign.
-            let gathered = 2.0 * (vocabulary as f64).sqrt() * f64::from(f32::EPSILON) / 2.0;
-            let tolerance = gathered.max(tolerance);
-            compare(&[&x, &w], tolerance, &format!("log-odds of [{n}, {vocabulary}] in {dtype:?}"), |exec, t| {
+            let what = format!("log-odds of [{n}, {vocabulary}] in {dtype:?}");
+            let tolerance = |result| if result > 0 { gathered(vocabulary, tolerance) } else { tolerance };
+            compare_each(&[&x, &w], tolerance, &what, |exec, t| {
                 let dw = zeros(&t[1]);
                 let (outputs, dx) = kernels::log_odds_backward(exec, &t[0], &t[1], &targets, 0.5, &dw)?;
                 Ok(vec![flat(outputs.into_iter().map(|output| output as f32).collect()), dx, dw])

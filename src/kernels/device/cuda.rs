@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 /// All kernels, compiled by build.rs; the driver compiles them for the GPU at hand and keeps the result on disk.
-pub(super) const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+pub(super) static KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 /// Bytes of shared memory that a block has without asking for more.
 const SHARED: u32 = 48 << 10;
 /// Values of one piece of an upload: 64 KiB.
@@ -32,10 +32,14 @@ pub(super) fn open(ordinal: usize) -> Result<Device> {
     if let Device::Cuda(cuda) = &device {
         let context = cuda.cuda_stream().context().clone();
         let keep = u64::MAX; // bytes kept of what was freed
-        // SAFETY: everything runs in the device's one queue, so order needs no events. The pool belongs to a device that was
-        // just opened, and the attribute is a 64-bit number that the call reads.
+        // SAFETY: everything runs in the device's one queue, so order needs no events.
+        unsafe { cuda.disable_event_tracking() };
+        std::mem::forget(cuda.cublas_handle()); // its end panics where the GPU has failed
+        if !context.has_async_alloc() {
+            return Ok(device); // no pools on some shared GPUs: every allocation waits
+        }
+        // SAFETY: the pool belongs to a device that was just opened, and the attribute is a 64-bit number that the call reads.
         unsafe {
-            cuda.disable_event_tracking();
             let pool = driver::device::get_default_mem_pool(context.cu_device()).map_err(failed)?;
             let threshold = driver_sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
             driver_sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_ref(&keep).cast_mut().cast())
@@ -97,6 +101,7 @@ fn function(device: &CudaDevice, kernel: &str) -> Result<CudaFunction> {
 pub(super) fn launch(device: &CudaDevice, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
     let function = function(device, kernel)?;
     if grid.shared > SHARED {
+        device.cuda_stream().context().bind_to_thread().map_err(failed)?; // which setting an attribute does not
         let attribute = driver_sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         function.set_attribute(attribute, grid.shared.cast_signed()).map_err(failed)?;
     }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::cuda_backend::cudarc::driver::sys::{self, CUevent_flags, CUmemPool_attribute, CUresult};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaEvent, CudaStream, DriverError, PinnedHostSlice, result,
+    CudaContext, CudaEvent, CudaStream, DevicePtr, DriverError, PinnedHostSlice, result,
 };
 use candle_core::{CudaDevice, Storage, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -84,6 +84,9 @@ pub(super) fn name(device: &CudaDevice) -> String {
 pub(super) fn memory(device: &CudaDevice) -> Result<DeviceMemory> {
     let context = device.cuda_stream().context().clone();
     let (free, total) = context.mem_get_info().map_err(failed)?;
+    if !context.has_async_alloc() {
+        return Ok(DeviceMemory { free: free as u64, total: total as u64 });
+    }
     let attribute = |which| -> Result<u64> {
         let mut bytes = 0u64;
         // SAFETY: both attributes are 64-bit numbers, which the call writes.
@@ -159,13 +162,18 @@ impl Drop for Copier {
 }
 
 /// Pinned memory that values are copied back to, used again and again: making it takes long.
-static PINNED: Mutex<Vec<PinnedHostSlice<f64>>> = Mutex::new(Vec::new());
+static PINNED: Mutex<Vec<Pinned>> = Mutex::new(Vec::new());
 /// Values of the shortest of them.
 const SHORTEST: usize = 1 << 14;
 
+struct Pinned {
+    values: PinnedHostSlice<f64>,
+    copied: CudaEvent, // the last copy to it; the slice's own event stands still while the context tracks none
+}
+
 /// Values that are copied back when the device gets there.
 pub(super) struct ReadBack {
-    buffer: Option<PinnedHostSlice<f64>>, // knows when it was last written; none once it was given back
+    pinned: Option<Pinned>, // none once it was given back
     length: usize,
 }
 
@@ -179,14 +187,21 @@ impl ReadBack {
         let CudaStorageSlice::F64(values) = &storage.slice else { return Err(super::super::unsupported("f64")) };
         let stream = storage.device.cuda_stream();
         let length = end - start;
-        let mut buffer = pinned(stream.context(), length)?;
-        stream.memcpy_dtoh(&values.slice(start..end), &mut buffer).map_err(failed)?;
-        Ok(Self { buffer: Some(buffer), length })
+        let mut pinned = Pinned::of(stream.context(), length)?;
+        stream.wait(&pinned.copied).map_err(failed)?; // a copy that nobody took, in another queue
+        let target = &mut pinned.values.as_mut_slice().map_err(failed)?[..length];
+        let source = values.slice(start..end);
+        // SAFETY: both are as long as each other. The memory is kept, and read only when `copied` has passed.
+        unsafe { result::memcpy_dtoh_async(target, source.device_ptr(&stream).0, stream.cu_stream()) }
+            .map_err(failed)?;
+        pinned.copied.record(&stream).map_err(failed)?;
+        Ok(Self { pinned: Some(pinned), length })
     }
 
     /// Waits for the values and adds them at the end of others.
     pub(super) fn add_to(self, values: &mut Vec<f64>) -> Result<()> {
-        if let Some(buffer) = &self.buffer {
+        if let Some(Pinned { values: buffer, copied }) = &self.pinned {
+            copied.synchronize().map_err(failed)?;
             values.extend(&buffer.as_slice().map_err(failed)?[..self.length]);
         }
         Ok(())
@@ -195,19 +210,23 @@ impl ReadBack {
 
 impl Drop for ReadBack {
     fn drop(&mut self) {
-        PINNED.lock().unwrap_or_else(PoisonError::into_inner).extend(self.buffer.take());
+        PINNED.lock().unwrap_or_else(PoisonError::into_inner).extend(self.pinned.take());
     }
 }
 
-/// Pinned memory for at least so many values. A copy to it waits for those before it.
-fn pinned(context: &Arc<CudaContext>, length: usize) -> Result<PinnedHostSlice<f64>> {
-    let mut free = PINNED.lock().unwrap_or_else(PoisonError::into_inner);
-    let fits = |buffer: &PinnedHostSlice<f64>| buffer.len() >= length && buffer.context() == context;
-    if let Some(index) = free.iter().position(fits) {
-        return Ok(free.swap_remove(index));
+impl Pinned {
+    /// Memory for at least so many values.
+    fn of(context: &Arc<CudaContext>, length: usize) -> Result<Self> {
+        let mut free = PINNED.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |pinned: &Self| pinned.values.len() >= length && pinned.values.context() == context;
+        if let Some(index) = free.iter().position(fits) {
+            return Ok(free.swap_remove(index));
+        }
+        let length = length.next_power_of_two().max(SHORTEST);
+        // SAFETY: only what was copied is read. Plain pinned memory, as it is read.
+        let values = unsafe { context.alloc_pinned_with_flags(length, 0) }.map_err(failed)?;
+        Ok(Self { values, copied: context.new_event(None).map_err(failed)? })
     }
-    // SAFETY: only what was copied is read. Plain pinned memory, as it is read.
-    unsafe { context.alloc_pinned_with_flags(length.next_power_of_two().max(SHORTEST), 0) }.map_err(failed)
 }
 
 /// A place in a device's queue whose time is taken.
