@@ -7,25 +7,10 @@
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
-use world::{Ran, World};
-
-/// A recipe that trains in a blink, emulated as well.
-const RECIPE: &str = "\
-model: pico
-tokenizer: tokenizer.json
-seed:
-  files: [general.txt]
-  tokens: 512
-  learning_rate: 5e-3
-  batch_size: 4
-  sequence_length: 32
-expert:
-  tokens: 256
-  learning_rate: 2e-3
-";
+use world::{BRIEF, Ran, World};
 
 fn registered() -> World {
-    World::with_recipe(RECIPE)
+    World::with_recipe(BRIEF)
 }
 
 /// With every expert trained on the CPU.
@@ -145,7 +130,7 @@ fn training_is_as_precise_as_the_recipe_says() {
     let ask = "score code code+wiki --format csv";
     assert_near(&world.ok(ask), &cpu.ok(ask), 1e-3); // six steps from rounding's differences
 
-    let recipe = RECIPE.replace("  tokens: 512\n", "  tokens: 512\n  precision: bf16\n");
+    let recipe = BRIEF.replace("  tokens: 512\n", "  tokens: 512\n  precision: bf16\n");
     let rounded = World::with_recipe(&recipe);
     rounded.refused("train", 2, &["precision: bf16", "--device cuda"]);
     rounded.ok("train --device emulated");

@@ -13,26 +13,11 @@ use mixpool::kernels::{DeviceChoice, Precision};
 use mixpool::mixture::{Mixture, Notation};
 use mixpool::pool::Pool;
 use mixpool::progress::Silent;
-use world::{Ran, World};
-
-/// A recipe that trains in a blink, emulated as well.
-const RECIPE: &str = "\
-model: pico
-tokenizer: tokenizer.json
-seed:
-  files: [general.txt]
-  tokens: 512
-  learning_rate: 5e-3
-  batch_size: 4
-  sequence_length: 32
-expert:
-  tokens: 256
-  learning_rate: 2e-3
-";
+use world::{BRIEF, Ran, World};
 
 /// A pool whose experts the processor has trained.
 fn trained() -> World {
-    let world = World::with_recipe(RECIPE);
+    let world = World::with_recipe(BRIEF);
     world.ok("train");
     world
 }

@@ -5,7 +5,7 @@
 use super::gradient::{Differentiable, TOGETHER};
 use super::{EvalSet, Evaluator};
 use crate::error::{Error, Result};
-use crate::kernels::{Projection, fill_zero, log_odds};
+use crate::kernels::{Projection, fill_zero, log_odds, with_values};
 use crate::model::Sequences;
 use crate::text::Batch;
 use candle_core::Tensor;
@@ -23,7 +23,7 @@ impl Evaluator {
         length: usize,
         mut see: impl FnMut(f64, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        self.each_log_odds_gradient(batch, length, |output, gradient| see(output, &gradient.to_vec1::<f32>()?))
+        self.each_log_odds_gradient(batch, length, |output, gradient| with_values(gradient, |x| see(output, x)))
     }
 
     /// As [`Evaluator::log_odds_gradients`], shows the gradients where they lie.
@@ -60,7 +60,7 @@ impl Evaluator {
         self.each_log_odds_gradient(batch, length, |_, gradient| {
             projected.push(match &placed {
                 Some(placed) => placed.project(gradient)?,
-                None => projection.project_ranges(ranges, &gradient.to_vec1::<f32>()?),
+                None => with_values(gradient, |x| Ok(projection.project_ranges(ranges, x)))?,
             });
             Ok(())
         })?;

@@ -110,10 +110,6 @@ pub fn cross_entropy_backward(
     scale: f32,
     dw: &Tensor,
 ) -> Result<(Vec<f64>, Tensor)> {
-    if let Exec::Device { .. } = exec {
-        let (nll, dx) = cross_entropy_backward_queued(exec, x, w, targets, scale, dw)?;
-        return Ok((nll.to_vec1()?, dx));
-    }
     seen(exec, x, w, targets, scale, dw, None)
 }
 
@@ -147,11 +143,6 @@ pub(crate) fn cross_entropy_backward_seen(
     dw: &Tensor,
     see: &mut SeeRows<'_>,
 ) -> Result<(Vec<f64>, Tensor)> {
-    if let Exec::Device { tf32 } = exec {
-        check(targets, w.dim(0)?)?;
-        let (nll, dx) = device::cross_entropy_backward(tf32, x, w, targets, scale, dw, Some(see))?;
-        return Ok((nll.to_vec1()?, dx));
-    }
     seen(exec, x, w, targets, scale, dw, Some(see))
 }
 
@@ -164,6 +155,11 @@ fn seen(
     dw: &Tensor,
     see: Option<&mut SeeRows<'_>>,
 ) -> Result<(Vec<f64>, Tensor)> {
+    if let Exec::Device { tf32 } = exec {
+        check(targets, w.dim(0)?)?;
+        let (nll, dx) = device::cross_entropy_backward(tf32, x, w, targets, scale, dw, see)?;
+        return Ok((nll.to_vec1()?, dx));
+    }
     backward(
         exec,
         x,

@@ -110,6 +110,11 @@ pub(crate) fn values(tensor: &Tensor) -> Result<Values<'_>> {
     }
 }
 
+/// Shows `see` the values of an `f32` vector wherever it lies: borrowed on the processor, read back from a device.
+pub(crate) fn with_values<T>(tensor: &Tensor, see: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    if tensor.device().is_cpu() { see(&values(tensor)?) } else { see(&tensor.to_vec1::<f32>()?) }
+}
+
 /// Lets `change` rewrite the values of a contiguous `f32` tensor in place, views of a larger one included.
 pub(crate) fn modify(tensor: &Tensor, change: impl FnOnce(&mut [f32])) -> Result<()> {
     struct Modify<F>(Cell<Option<F>>);

@@ -6,7 +6,7 @@
 
 use super::candidate::{Candidate, Parameters, Purpose};
 use super::claim::{Claim, Claimed};
-use super::scorer::ready;
+use super::scorer::{EvalHandle, ready};
 use super::{ScoreRecord, Scored, Scorer};
 use crate::error::{Error, Result};
 use crate::eval::Score;
@@ -75,19 +75,21 @@ impl Scorer<'_> {
         };
         self.ahead = None; // it was not asked for after all
         let merge = self.set_for(Purpose::Scores, parameters)?;
-        let mut coming = BTreeMap::new();
-        for (index, eval) in self.evals.iter_mut().enumerate() {
-            if eval.log.get(key).is_some() {
-                continue;
-            }
-            let candidate = ready(self.candidate.as_mut())?;
-            let begin = candidate.mark()?;
-            if let Some(losses) = candidate.queue_token_nll(eval.set(self.pool)?)? {
-                coming.insert(index, Coming { losses, place: [begin, candidate.mark()?] });
-            }
-        }
-        let coming = ready(self.candidate.as_mut())?.is_queued().then_some(coming);
+        let is_queued = ready(self.candidate.as_mut())?.is_queued();
+        let coming = is_queued.then(|| self.queue_missing(key)).transpose()?;
         Ok(Beginning::Ours(Begun { key: key.to_owned(), _claim: claim, merge, coming }))
+    }
+
+    /// Queues the model on every eval set that has no score under a key.
+    fn queue_missing(&mut self, key: &str) -> Result<BTreeMap<usize, Coming>> {
+        let candidate = ready(self.candidate.as_mut())?;
+        let missing = self.evals.iter_mut().enumerate().filter(|(_, eval)| eval.log.get(key).is_none());
+        let queue = |(index, eval): (usize, &mut EvalHandle)| {
+            let begin = candidate.mark()?;
+            let losses = candidate.queue_token_nll(eval.set(self.pool)?)?;
+            Ok((index, Coming { losses, place: [begin, candidate.mark()?] }))
+        };
+        missing.map(queue).collect()
     }
 
     /// Begins the merge that is expected next. Why it cannot be begun is said when it is its turn, after what is begun is stored.

@@ -166,12 +166,9 @@ impl Candidate {
         self.with_less(|evaluator| evaluator.nll(set), in_smaller_passes)
     }
 
-    /// As [`Candidate::token_nll`], on a device that is not waited for; none on the processor.
-    pub(super) fn queue_token_nll(&mut self, set: &EvalSet) -> Result<Option<Later>> {
-        if !self.is_queued() {
-            return Ok(None);
-        }
-        self.with_less(|evaluator| evaluator.queue_token_nll(set).map(Some), in_smaller_passes)
+    /// As [`Candidate::token_nll`], on a device that is not waited for.
+    pub(super) fn queue_token_nll(&mut self, set: &EvalSet) -> Result<Later> {
+        self.with_less(|evaluator| evaluator.queue_token_nll(set), in_smaller_passes)
     }
 
     /// As [`Candidate::nll`], of every token.

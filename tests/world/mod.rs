@@ -30,6 +30,21 @@ expert:
   learning_rate: 2e-3
 ";
 
+/// A recipe that trains in a blink, emulated as well.
+pub const BRIEF: &str = "\
+model: pico
+tokenizer: tokenizer.json
+seed:
+  files: [general.txt]
+  tokens: 512
+  learning_rate: 5e-3
+  batch_size: 4
+  sequence_length: 32
+expert:
+  tokens: 256
+  learning_rate: 2e-3
+";
+
 /// `count` short sentences of a domain's words, the same ones for the same `stream`.
 pub fn sentences(domain: &str, stream: u64, count: usize) -> Vec<String> {
     let chosen = WORDS.iter().filter(|(name, _)| *name == domain || domain == "general");

@@ -1,8 +1,7 @@
 //! Attention on the device: on tensor cores where type and head dimension allow, in plain tiles otherwise.
 
-use super::elementwise::all_aligned;
 use super::places::{Places, places};
-use super::{Argument, Grid, empty, empty_like, int, launch, read, read_rows, typed, write, write_rows};
+use super::{Argument, Grid, all_aligned, empty, empty_like, int, launch, read, read_rows, typed, write, write_rows};
 use crate::error::{Error, Result};
 use crate::kernels::Heads;
 use candle_core::{DType, Tensor};

@@ -1,6 +1,8 @@
 //! Element by element on the device: `SwiGLU`, GELU, sums, zeros, rounding.
 
-use super::{Argument, Grid, empty_like, int, launch, read, read_if, read_rows, typed, write, write_rows};
+use super::{
+    Argument, Grid, all_aligned, empty_like, int, launch, read, read_if, read_rows, typed, widest, write, write_rows,
+};
 use crate::error::{Error, Result};
 use crate::kernels::Gelu;
 use candle_core::Tensor;
@@ -10,7 +12,7 @@ const THREADS: usize = 256;
 /// Launches a kernel whose threads take 16 bytes of each operand where all are aligned, and one value otherwise.
 fn launch_wide(kernel: &str, like: &Tensor, period: usize, mut arguments: Vec<Argument>) -> Result<()> {
     let n = like.elem_count();
-    let width = 16 / like.dtype().size_in_bytes();
+    let width = widest(like);
     let wide = n.is_multiple_of(width) && period.is_multiple_of(width) && all_aligned(&arguments);
     arguments.push(Argument::Int(i32::from(wide)));
     let threads = if wide { n / width } else { n };
@@ -68,17 +70,12 @@ fn launch_gated(
     }
     let addresses = packed_before.iter().chain(rows.iter().map(|(address, _)| address)).chain(packed_after);
     let mut arguments: Vec<Argument> = addresses.copied().collect();
-    let per_thread = 16 / gate.dtype().size_in_bytes();
+    let per_thread = widest(gate);
     let wide = [width, stride].iter().all(|values| values.is_multiple_of(per_thread)) && all_aligned(&arguments);
     arguments.extend([int(n)?, int(width)?, int(stride)?, Argument::Int(i32::from(wide))]);
     let threads = n * if wide { width / per_thread } else { width };
     u32::try_from(threads).map_err(|_| Error::Usage(format!("{n} rows of {width} are too many for a kernel")))?;
     launch(gate.device(), &typed(kernel, gate)?, Grid::over(threads, THREADS), &arguments)
-}
-
-/// Whether all that is pointed to begins at a multiple of 16 bytes.
-pub(super) fn all_aligned(arguments: &[Argument]) -> bool {
-    !arguments.iter().any(|argument| matches!(argument, Argument::Address(address) if address % 16 != 0))
 }
 
 /// GELU, or its gradient for the gradient `dy` of the result.

@@ -100,6 +100,16 @@ fn count_launch() {
     LAUNCHES.set(LAUNCHES.get() + 1);
 }
 
+/// Whether all that is pointed to begins at a multiple of 16 bytes.
+fn all_aligned(arguments: &[Argument]) -> bool {
+    !arguments.iter().any(|argument| matches!(argument, Argument::Address(address) if address % 16 != 0))
+}
+
+/// Values of 16 bytes.
+fn widest(tensor: &Tensor) -> usize {
+    16 / tensor.dtype().size_in_bytes()
+}
+
 /// Lays a kernel in the queue of the device; its results are there for whoever is queued next. A grid without blocks is none.
 fn launch(device: &Device, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
     if grid.blocks.contains(&0) {

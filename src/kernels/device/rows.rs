@@ -1,7 +1,9 @@
 //! Rows on the device: picked from a table, put back, added up by id, turned by position, taken apart and joined.
 
 use super::places::places;
-use super::{Argument, Grid, NULL, empty_like, int, launch, read, typed, upload, write, write_rows};
+use super::{
+    Argument, Grid, NULL, all_aligned, empty_like, int, launch, read, typed, upload, widest, write, write_rows,
+};
 use crate::error::Result;
 use crate::kernels::{RopeTable, Turns};
 use candle_core::{DType, Device, Tensor};
@@ -13,16 +15,10 @@ const COLUMNS: usize = 128;
 /// A block for each of `rows`, whose threads take so many values at a time, and whether that is `per_thread`: where every row and every
 /// address allow it.
 fn row_grid(rows: usize, width: usize, per_thread: usize, period: usize, addresses: &[Argument]) -> (Grid, Argument) {
-    let aligned = |argument: &Argument| !matches!(argument, Argument::Address(address) if address % 16 != 0);
-    let wide = period.is_multiple_of(per_thread) && addresses.iter().all(aligned);
+    let wide = period.is_multiple_of(per_thread) && all_aligned(addresses);
     let threads = if wide { width / per_thread } else { width };
     let grid = Grid::new([rows, 1, 1], threads.next_multiple_of(32).clamp(32, THREADS));
     (grid, Argument::Int(i32::from(wide)))
-}
-
-/// Values of 16 bytes.
-fn widest(tensor: &Tensor) -> usize {
-    16 / tensor.dtype().size_in_bytes()
 }
 
 /// The rows of `table` with these ids: `[ids, width]`.
